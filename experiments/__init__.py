@@ -1,0 +1,1 @@
+"""Evaluation, benchmarks and studies; nothing in the library imports from here."""

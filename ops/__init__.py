@@ -1,0 +1,1 @@
+"""Pure numerics of dense visual SLAM: Sim(3), residuals, matching, solvers, fusion."""

@@ -1,0 +1,1 @@
+"""The SLAM system: an immutable map, a pure step, and the runner at its rim."""

@@ -1,0 +1,1 @@
+"""Files, videos and folders: everything of the SLAM that touches the outside world."""

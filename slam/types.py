@@ -1,0 +1,46 @@
+"""Records that every stage of the SLAM speaks, and the protocol of its two-view prior."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, Int, UInt8
+
+from mast3r_jax.pointmap import Pointmap
+from ops.records import Record, record
+
+
+@record
+class Frame(Record):
+    """One prepared image on its way into ``step``; everything at the working resolution."""
+
+    index: Int[Array, ""]
+    """Number of the frame in its source, from 0."""
+    timestamp: Float[Array, ""]
+    """Seconds since the source's first frame (float32; absolute times stay on the host)."""
+    image: UInt8[Array, "h w 3"]
+    """RGB, height and width multiples of 16."""
+    depth: Float[Array, "h w"] | None = None
+    """Sensor or rendered depth along z in metres, 0 where unknown; read by priors, not by SLAM."""
+    T_WC: Float[Array, "4 4"] | None = None
+    """Ground-truth camera-to-world transform; read by priors and evaluation, not by SLAM."""
+    K: Float[Array, "3 3"] | None = None
+    """Pinhole intrinsics of this image in pixels; read by priors, not by SLAM."""
+
+
+@runtime_checkable
+class TwoViewPrior(Protocol):
+    """Anything that turns two images into pointmaps: MASt3R, a renderer, a recording.
+
+    Implementations are pytrees (weights are leaves) and both methods trace under ``jit``.
+    """
+
+    def encode(self, frame: Frame) -> Any:
+        """Per-frame part of the work: a pytree of fixed-shape arrays, kept with a keyframe.
+
+        It has an array ``features[N, C]`` (tokens, for retrieval) and whatever else ``decode``
+        needs.
+        """
+        ...
+
+    def decode(self, encoding_1: Any, encoding_2: Any) -> tuple[Pointmap, Pointmap]:
+        """Pointmaps of a batch of pairs (leading axis on every leaf), both in view 1's camera."""
+        ...

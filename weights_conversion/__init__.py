@@ -1,0 +1,1 @@
+"""Published PyTorch checkpoints to this project's weights, without PyTorch."""
