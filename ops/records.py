@@ -9,11 +9,12 @@ free of any neural-network library.
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Self, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Record")
 
 
 def static_field(**kwargs: Any) -> Any:
@@ -24,7 +25,7 @@ def static_field(**kwargs: Any) -> Any:
 class Record:
     """Base of every record; supplies ``replace``."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: R, **changes: Any) -> R:
         """A copy of this record with the given fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 

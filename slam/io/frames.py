@@ -18,11 +18,13 @@ class SourceFrame:
     rgb: np.ndarray
     """uint8 [H, W, 3]."""
     depth: np.ndarray | None = None
-    """float32 [H, W], metres along z, 0 where unknown."""
+    """float32 [H, W], metres along z, 0 where unknown; None only if the source has no depth."""
     T_WC: np.ndarray | None = None
-    """float64 [4, 4], camera to world."""
+    """float64 [4, 4], camera to world, NaN where unknown; None only if the source has no poses."""
     K: np.ndarray | None = None
     """float64 [3, 3], pinhole intrinsics in pixels of ``rgb``."""
+    origin: str = ""
+    """Where the image came from, for messages: a file, or a video and the frame's number."""
 
 
 @runtime_checkable

@@ -1,0 +1,90 @@
+"""The calibrated measurement model: pixel and log-depth under a pinhole camera.
+
+Intrinsics are ``K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`` in pixels with integer pixel centres;
+skew is not modelled.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def pixel_grid(
+    image_shape: tuple[int, int], dtype: jnp.dtype = jnp.dtype("float32")
+) -> Float[Array, "hw 2"]:
+    """Coordinates ``(u, v)`` of every pixel, in the order of the linear index ``u + W*v``."""
+    height, width = image_shape
+    v, u = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    return jnp.stack([u, v], axis=-1).reshape(-1, 2).astype(dtype)
+
+
+def unproject(
+    pixels: Float[Array, "*batch 2"], depth: Float[Array, "*batch"], K: Float[Array, "3 3"]
+) -> Float[Array, "*batch 3"]:
+    """Points ``z K^-1 (u, v, 1)`` of pixels at the given depth along z."""
+    x = (pixels[..., 0] - K[0, 2]) / K[0, 0]
+    y = (pixels[..., 1] - K[1, 2]) / K[1, 1]
+    return depth[..., None] * jnp.stack([x, y, jnp.ones_like(x)], axis=-1)
+
+
+def constrain_to_rays(
+    points: Float[Array, "hw 3"], K: Float[Array, "3 3"], image_shape: tuple[int, int]
+) -> Float[Array, "hw 3"]:
+    """Slide every point of an image's pointmap onto its own pixel's ray, keeping its depth z.
+
+    ``points`` are in the image's camera, in the order of the linear index; specification of the
+    calibrated mode: ``X <- z K^-1 (u, v, 1)``.
+    """
+    height, width = image_shape
+    if points.shape[0] != height * width:
+        raise ValueError(
+            f"constrain_to_rays: {points.shape[0]} points for an image of {height} x {width} "
+            "pixels; pass the whole pointmap in pixel order"
+        )
+    return unproject(pixel_grid(image_shape, points.dtype), points[:, 2], K)
+
+
+def project(
+    points: Float[Array, "*batch 3"], K: Float[Array, "3 3"], depth_eps: float
+) -> tuple[Float[Array, "*batch 3"], Bool[Array, "*batch"]]:
+    """Pixel and log-depth ``(u, v, log z)`` of points, and whether ``z > depth_eps``.
+
+    Points that are not in front of the camera give finite but meaningless numbers.
+    """
+    front = points[..., 2] > depth_eps
+    z = jnp.where(front, points[..., 2], 1)
+    u = K[0, 0] * points[..., 0] / z + K[0, 2]
+    v = K[1, 1] * points[..., 1] / z + K[1, 2]
+    return jnp.stack([u, v, jnp.log(z)], axis=-1), front
+
+
+def project_with_jacobian(
+    points: Float[Array, "*batch 3"], K: Float[Array, "3 3"], depth_eps: float
+) -> tuple[Float[Array, "*batch 3"], Bool[Array, "*batch"], Float[Array, "*batch 3 7"]]:
+    """``project`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``.
+
+    With ``a = x/z``, ``b = y/z``:
+
+        du = fx [1/z, 0, -a/z | -a b, 1 + a^2, -b | 0],
+        dv = fy [0, 1/z, -b/z | -1 - b^2, a b, a | 0],
+        d log z = [0, 0, 1/z | b, -a, 0 | 1].
+    """
+    value, front = project(points, K, depth_eps)
+    inverse = 1 / jnp.where(front, points[..., 2], 1)
+    a, b = points[..., 0] * inverse, points[..., 1] * inverse
+    o, one = jnp.zeros_like(a), jnp.ones_like(a)
+    fx, fy = K[0, 0], K[1, 1]
+    rows = [
+        [fx * inverse, o, -fx * a * inverse, -fx * a * b, fx * (1 + a * a), -fx * b, o],
+        [o, fy * inverse, -fy * b * inverse, -fy * (1 + b * b), fy * a * b, fy * a, o],
+        [o, o, inverse, b, -a, o, one],
+    ]
+    return value, front, jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def inside_image(
+    pixels: Float[Array, "*batch 2"], image_shape: tuple[int, int], border: float
+) -> Bool[Array, "*batch"]:
+    """Whether pixels lie more than ``border`` inside the image; a negative border widens it."""
+    height, width = image_shape
+    u, v = pixels[..., 0], pixels[..., 1]
+    return (u > border) & (u < width - 1 - border) & (v > border) & (v < height - 1 - border)

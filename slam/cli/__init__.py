@@ -1,0 +1,3 @@
+"""The ``mast3r-slam`` command: the one place where all packages meet."""
+
+from slam.cli.main import main as main

@@ -1,0 +1,134 @@
+"""One door for every kind of input: what it is, is read off its content."""
+
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from PIL import Image, UnidentifiedImageError
+
+from slam.io.folder import FolderSource
+from slam.io.frames import Source, SourceError, SourceFrame
+from slam.io.tum import TumSource
+from slam.io.video import VideoSource
+
+_KINDS = (
+    "a video file, a folder of images, a TUM RGB-D folder (with rgb.txt) or a 'procedural:' scene"
+)
+
+
+def open_source(
+    path_or_uri: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    stride: int = 1,
+    max_frames: int | None = None,
+    depth_scale: float | None = None,
+    fps: float | None = None,
+) -> Source:
+    """Open a video, a folder of images, a TUM RGB-D folder or a ``procedural:`` scene.
+
+    ``start`` frames are skipped, then every ``stride``-th is taken, at most ``max_frames``; frames
+    are numbered from 0 after that. ``depth_scale`` is the number of units per metre in a TUM
+    folder's depth images: 5000 if not given, 1000 for millimetres. ``fps`` replaces a video's
+    timestamps and spaces those of an image folder (30 if not given).
+
+    Raises ``SourceError`` with the place and the way out for anything that cannot be used.
+    """
+    for option, value, least in (
+        ("start", start, 0),
+        ("stride", stride, 1),
+        ("max_frames", max_frames, 1),
+    ):
+        if value is not None and value < least:
+            raise SourceError(f"{option}={value} must be at least {least}")
+    for option, number in (("depth_scale", depth_scale), ("fps", fps)):
+        if number is not None and not (math.isfinite(number) and number > 0):
+            raise SourceError(f"{option}={number} must be a positive number")
+    source = _recognise(os.fspath(path_or_uri), depth_scale, fps)
+    if depth_scale is not None and not isinstance(source, TumSource):
+        raise SourceError(f"{path_or_uri}: depth_scale is for TUM RGB-D folders only; leave it out")
+    if fps is not None and not isinstance(source, VideoSource | FolderSource):
+        raise SourceError(
+            f"{path_or_uri}: fps is for videos and image folders only, this source has its own "
+            "timestamps; leave it out"
+        )
+    if (start, stride, max_frames) == (0, 1, None):
+        return source
+    return SlicedSource(source, start, stride, max_frames)
+
+
+@runtime_checkable
+class Selectable(Protocol):
+    """A source that can skip frames more cheaply than by decoding them."""
+
+    def select(self, positions: slice) -> Iterator[SourceFrame]:
+        """The frames at ``positions`` (non-negative start, positive step), in order."""
+        ...
+
+
+class SlicedSource:
+    """Every ``stride``-th frame of a source from ``start`` on, at most ``max_frames`` of them."""
+
+    def __init__(
+        self, source: Source, start: int = 0, stride: int = 1, max_frames: int | None = None
+    ) -> None:
+        self.source = source
+        self.name = source.name
+        # Ends right after the last wanted frame: what follows it may be damaged.
+        stop = None if max_frames is None else start + stride * (max_frames - 1) + 1
+        self.positions = slice(start, stop, stride)
+        self.num_frames: int | None = None
+        if source.num_frames is not None:
+            self.num_frames = len(range(source.num_frames)[self.positions])
+            if self.num_frames == 0:
+                raise SourceError(
+                    f"{self.name}: start={start} is past its end, it has {source.num_frames} frames"
+                )
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        cut = self.positions
+        frames = (
+            self.source.select(cut)
+            if isinstance(self.source, Selectable)
+            else itertools.islice(self.source, cut.start, cut.stop, cut.step)
+        )
+        for index, frame in enumerate(frames):
+            yield dataclasses.replace(frame, index=index)
+
+
+def _recognise(location: str, depth_scale: float | None, fps: float | None) -> Source:
+    if location.startswith("procedural:"):
+        from slam.io.procedural import parse_procedural
+
+        return parse_procedural(location)
+    path = pathlib.Path(location)
+    if path.is_dir():
+        if (path / "rgb.txt").is_file():
+            return TumSource(path, depth_scale)
+        return FolderSource(path, fps)
+    if not path.exists():
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", location):
+            raise SourceError(f"{location}: addresses cannot be opened; pass {_KINDS}")
+        raise SourceError(f"{location}: no such file or folder; pass {_KINDS}")
+    if not path.is_file():
+        raise SourceError(f"{location}: neither a file nor a folder; pass {_KINDS}")
+    if path.name == "rgb.txt":
+        raise SourceError(f"{location}: is the list of a TUM RGB-D folder; pass {path.parent}")
+    if _is_still_image(path):
+        raise SourceError(
+            f"{location}: is one image; pass the folder of all of them: {path.parent}"
+        )
+    return VideoSource(path, fps)
+
+
+def _is_still_image(path: pathlib.Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return not getattr(image, "is_animated", False)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return False

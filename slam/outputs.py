@@ -1,0 +1,198 @@
+"""What a run writes: one folder, complete or absent."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from ops import SolverStatus
+from slam.archive import save_archive
+from slam.evaluation import AteResult
+from slam.io.atomic import atomic_write
+from slam.io.ply import write_ply
+from slam.io.trajectory_file import write_trajectory
+from slam.plots import plot_map, plot_panels, plot_trajectory
+from slam.reconstruction import PointCloud, Reconstruction
+from slam.state import Mode
+
+PACKAGES = ("mast3r-slam-jax", "jax", "jaxlib", "flax", "numpy", "opencv-python", "jaxlie")
+"""Whose versions ``run.json`` records."""
+
+DESCRIPTIONS = {
+    "trajectory.txt": "pose of every frame, TUM format: t x y z qx qy qz qw",
+    "keyframes.txt": "poses of the keyframes, TUM format",
+    "groundtruth.txt": "ground truth of the same frames, TUM format",
+    "map.ply": "coloured point cloud",
+    "keyframes": "images of the keyframes, named by frame number",
+    "trajectory.png": "picture of the trajectory",
+    "map.png": "picture of the map from above",
+    "panels": "depth, confidence and matches of a few frames",
+    "run.json": "configuration, versions, times, counts, errors",
+    "reconstruction.npz": "everything, for slam.Reconstruction.load",
+}
+"""Every file or folder of the output folder, in the order it is presented."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFiles:
+    """Where the results of a run are."""
+
+    folder: pathlib.Path
+
+    def described(self) -> list[tuple[str, str]]:
+        """Name and meaning of everything that was written."""
+        there = [name for name in DESCRIPTIONS if (self.folder / name).exists()]
+        return [
+            (name + "/" if (self.folder / name).is_dir() else name, DESCRIPTIONS[name])
+            for name in there
+        ]
+
+
+def write_outputs(
+    result: Reconstruction, folder: pathlib.Path, *, min_confidence: float, overwrite: bool
+) -> OutputFiles:
+    """Write all results of a run into ``folder``.
+
+    Everything is written beside it and renamed at the end, so the folder is complete or absent.
+
+    Args:
+        result: what to write.
+        folder: created; may exist if it is empty or ``overwrite`` is set.
+        min_confidence: points of the cloud are more confident than this.
+        overwrite: replace a folder that has something in it.
+
+    Raises:
+        FileExistsError: the folder has something in it.
+    """
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder}: is not empty; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        _write_all(result, partial, min_confidence)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return OutputFiles(folder)
+
+
+def _write_all(result: Reconstruction, folder: pathlib.Path, min_confidence: float) -> None:
+    trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
+    write_trajectory(folder / "trajectory.txt", trajectory.timestamps, trajectory.T_WC)
+    write_trajectory(folder / "keyframes.txt", keyframes.timestamps, keyframes.T_WC)
+    reference = result.reference_trajectory()
+    if reference is not None:
+        write_trajectory(folder / "groundtruth.txt", reference.timestamps, reference.T_WC)
+    cloud = result.point_cloud(min_confidence)
+    write_ply(folder / "map.ply", cloud.points, cloud.colors)
+    for slot in range(result.num_keyframes):
+        number = int(result.keyframes.frame_index[slot])
+        with atomic_write(folder / "keyframes" / f"{number:06d}.png") as file:
+            Image.fromarray(np.asarray(result.keyframes.image[slot])).save(file, format="png")
+    _draw(result, folder, cloud)
+    with atomic_write(folder / "run.json") as file:
+        record = _without_nan(summary(result, len(cloud.points)))
+        file.write(json.dumps(record, indent=2, allow_nan=False).encode())
+    save_archive(result, folder / "reconstruction.npz")
+
+
+def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> None:
+    trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
+    reference = result.reference_T_WC
+    plot_trajectory(
+        folder / "trajectory.png",
+        trajectory.positions,
+        None if reference is None else reference[result.tracked, :3, 3],
+        keyframes.positions,
+        title=result.name,
+    )
+    plot_map(
+        folder / "map.png", cloud.points, cloud.colors, trajectory.positions, title=result.name
+    )
+    for panel in result.panels:
+        view, matches = panel.views.frame, panel.correspondence.matches
+        height, width = view.confidence.shape
+        index = np.asarray(matches.index).reshape(height, width)
+        plot_panels(
+            folder / "panels" / f"{panel.frame_index:06d}.png",
+            panel.image_f,
+            panel.image_k,
+            np.asarray(view.points[..., 2]),
+            np.asarray(view.confidence),
+            np.stack([index % width, index // width], axis=-1).astype(np.float32),
+            np.asarray(matches.valid).reshape(height, width),
+            title=f"{result.name}: frame {panel.frame_index} against keyframe "
+            f"{panel.keyframe_index}",
+        )
+
+
+def summary(result: Reconstruction, num_points: int) -> dict[str, Any]:
+    """Contents of ``run.json``."""
+    frames = result.frames
+    placed = result.tracked
+    names = {status.value: status.name for status in SolverStatus}
+    statuses, counts = np.unique(np.asarray(frames.status), return_counts=True)
+    return {
+        "name": result.name,
+        "verdict": result.verdict(),
+        "notes": list(result.notes),
+        "counts": {
+            "frames": result.num_frames,
+            "frames_with_pose": int(placed.sum()),
+            "frames_without_pose": np.flatnonzero(~placed).tolist(),
+            "keyframes": result.num_keyframes,
+            "points": num_points,
+            "modes": {
+                mode.name.lower(): int((np.asarray(frames.mode) == mode).sum()) for mode in Mode
+            },
+            "solver": {
+                names[int(s)].lower(): int(n) for s, n in zip(statuses, counts, strict=True)
+            },
+            "mean_iterations": float(np.mean(frames.iterations)),
+        },
+        "ate": [
+            {"poses": poses, "aligned_by": alignment, **_error_record(error)}
+            for poses, alignment, error in result.accuracy()
+        ],
+        "timing": result.timing,
+        "config": dataclasses.asdict(result.config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+    }
+
+
+def _error_record(error: AteResult) -> dict[str, Any]:
+    keys = ("rmse", "mean", "median", "max", "percent_of_path", "path_length", "scale", "num_poses")
+    return {key: getattr(error, key) for key in keys} | {"note": error.note}
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: undefined numbers become null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,42 @@
+"""The MASt3R network as the SLAM's two-view prior."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mast3r_jax import MASt3R, Pointmap
+from ops.records import Record, record, static_field
+from slam.types import Frame
+
+
+@record
+class MASt3REncoding(Record):
+    """Encoder tokens of one image (or of a batch, with a leading axis)."""
+
+    features: Float[Array, "*batch n c"]
+    """Tokens after the encoder's last normalisation, row-major over 16x16 patches."""
+    image_shape: tuple[int, int] = static_field()
+    """Height and width of the image the tokens came from."""
+
+
+@record
+class MASt3RPrior(Record):
+    """MASt3R: pixels in, pointmaps out; reads nothing of a frame but its image."""
+
+    model: MASt3R
+
+    def encode(self, frame: Frame) -> MASt3REncoding:
+        """Tokens of the frame's image, normalised as the network was trained (spec: [-1, 1])."""
+        image = (frame.image.astype(jnp.float32) / 255.0 - 0.5) / 0.5
+        height, width = frame.image.shape[:2]
+        return MASt3REncoding(self.model.encode(image[None])[0], (height, width))
+
+    def decode(
+        self, encoding_1: MASt3REncoding, encoding_2: MASt3REncoding
+    ) -> tuple[Pointmap, Pointmap]:
+        """Pointmaps of a batch of pairs, both in view 1's camera."""
+        return self.model.decode(
+            encoding_1.features,
+            encoding_2.features,
+            encoding_1.image_shape,
+            encoding_2.image_shape,
+        )

@@ -1,0 +1,260 @@
+"""The imperative rim: feeds frames to the stages, keeps time, grows buffers, collects results."""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slam import step as stages
+from slam.config import SlamConfig
+from slam.io.frames import Source, SourceError, SourceFrame
+from slam.io.prefetch import prefetch
+from slam.io.preparation import prepare_frames
+from slam.keyframes import grow, read_slot
+from slam.reconstruction import Panel, Reconstruction
+from slam.state import Mode, SlamState, StepOutput, init_state
+from slam.types import Frame, TwoViewPrior
+
+
+class StageTimer:
+    """Wall-clock seconds by stage; a stage's first call, which compiles, is kept apart."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, float] = {}
+        self.later: dict[str, list[float]] = collections.defaultdict(list)
+
+    def call(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Call, wait for the device, and book the time under ``name``."""
+        begin = time.perf_counter()
+        result = jax.block_until_ready(function(*args))
+        self.book(name, time.perf_counter() - begin)
+        return result
+
+    def book(self, name: str, seconds: float) -> None:
+        """Book seconds that were measured elsewhere."""
+        if name in self.first:
+            self.later[name].append(seconds)
+        else:
+            self.first[name] = seconds
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Per stage: first call (with compilation), median and 99th percentile of the others, s."""
+        rows = {}
+        for name, first in self.first.items():
+            later = self.later[name] or [float("nan")]
+            rows[name] = {
+                "first_s": first,
+                "median_s": float(np.median(later)),
+                "p99_s": float(np.percentile(later, 99)),
+                "calls": 1 + len(self.later[name]),
+            }
+        return rows
+
+
+class Stepper:
+    """``slam.step.step`` compiled stage by stage.
+
+    Equal to ``step`` (a test says so), but each stage can be timed, and a map that grows
+    recompiles only the small stages that touch its buffers, not the network's encoder.
+    """
+
+    def __init__(self, config: SlamConfig, timer: StageTimer | None = None) -> None:
+        self.config = config
+        self.timer = timer or StageTimer()
+        self._encode = jax.jit(stages.encode)
+        self._decode = jax.jit(stages.decode)
+        self._match = jax.jit(stages.match_stage, static_argnums=0)
+        self._solve = jax.jit(stages.solve_stage, static_argnums=0)
+        # Donated: an undonated commit copies the whole map on every frame.
+        self._commit = jax.jit(stages.commit, static_argnums=0, donate_argnums=1)
+
+    def cache_sizes(self) -> dict[str, int]:
+        """How often each stage has been compiled."""
+        names = ("encode", "decode", "match", "solve", "commit")
+        return {name: getattr(self, f"_{name}")._cache_size() for name in names}
+
+    def __call__(
+        self, prior: TwoViewPrior, state: SlamState, frame: Frame
+    ) -> tuple[SlamState, StepOutput, "DenseResult"]:
+        """One step. ``state`` is consumed."""
+        call = self.timer.call
+        encoding = call("encode", self._encode, prior, frame)
+        views = call("decode", self._decode, prior, state, encoding)
+        found = call("match", self._match, self.config, state, views)
+        solution = call("solve", self._solve, self.config, state, views, found)
+        state, output = call(
+            "commit", self._commit, self.config, state, frame, encoding, views, found, solution
+        )
+        return state, output, DenseResult(views, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseResult:
+    """Per-pixel results of one step, for looking at."""
+
+    views: stages.Views
+    correspondence: stages.Correspondence
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a progress display is told after every frame."""
+
+    frame: int
+    total: int | None
+    mode: Mode
+    num_keyframes: int
+    match_fraction: float
+
+
+def run(
+    source: Source,
+    prior: TwoViewPrior,
+    config: SlamConfig | None = None,
+    *,
+    calibrated: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    num_panels: int = 0,
+) -> Reconstruction:
+    """Run the SLAM over a whole source.
+
+    Args:
+        source: frames, from ``open_source`` or your own iterable.
+        prior: two-view prior.
+        config: the original's defaults when omitted.
+        calibrated: use the source's intrinsics (constant over the sequence).
+        on_progress: called after every frame.
+        num_panels: how many frames, evenly spread, to keep per-pixel results of.
+
+    Returns:
+        The reconstruction, on the host.
+
+    Raises:
+        SourceError: the source cannot be read, is empty, or lacks what was asked of it.
+    """
+    config = config or SlamConfig()
+    timer = StageTimer()
+    stepper = Stepper(config, timer)
+    panel_frames = _panel_frames(source.num_frames, num_panels)
+    state: SlamState | None = None
+    outputs: list[StepOutput] = []
+    timestamps: list[float] = []
+    references: list[np.ndarray] = []
+    panels: list[Panel] = []
+    notes: list[str] = []
+
+    begin = time.perf_counter()
+    first_done = begin
+    with contextlib.closing(prefetch(prepare_frames(source, config.size))) as frames:
+        waiting = time.perf_counter()
+        for raw, host_frame in frames:
+            timer.book("source", time.perf_counter() - waiting)
+            frame: Frame = jax.device_put(host_frame)
+            number = len(outputs)
+            if state is None:
+                K = _constant_intrinsics(raw, frame, None) if calibrated else None
+                state = init_state(prior, config, frame, K)
+            elif calibrated:
+                _constant_intrinsics(raw, frame, state.K)
+            last_before = int(state.keyframes.last)
+            state, output, dense = stepper(prior, state, frame)
+            output = jax.device_get(output)
+            outputs.append(output)
+            timestamps.append(raw.timestamp)
+            references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
+            if number in panel_frames and number > 0 and output.mode == Mode.TRACKING:
+                panels.append(_panel(state, frame, dense, number, last_before))
+            if output.num_keyframes == state.keyframes.capacity:
+                state = _make_room(state, config, notes)
+            if on_progress is not None:
+                on_progress(
+                    Progress(
+                        frame=number,
+                        total=source.num_frames,
+                        mode=Mode(int(output.mode)),
+                        num_keyframes=int(output.num_keyframes),
+                        match_fraction=float(output.match_fraction),
+                    )
+                )
+            waiting = time.perf_counter()
+            if len(outputs) == 1:
+                first_done = waiting
+    if state is None:
+        raise SourceError(f"{source.name}: the source has no frames")
+    end = time.perf_counter()
+    later = len(outputs) - 1
+    timing = {
+        "stages": timer.summary(),
+        "total_s": end - begin,
+        "first_frame_s": first_done - begin,
+        "fps_after_first_frame": later / (end - first_done) if later else float("nan"),
+    }
+    size = int(state.keyframes.size)
+    keyframes = jax.tree.map(lambda x: x[:size] if x.ndim else x, jax.device_get(state.keyframes))
+    known = np.stack(references)
+    return Reconstruction(
+        name=source.name,
+        config=config,
+        timestamps=np.asarray(timestamps, np.float64),
+        frames=jax.tree.map(lambda *x: np.stack(x), *outputs),
+        keyframes=keyframes,
+        reference_T_WC=known if np.isfinite(known).any() else None,
+        timing=timing,
+        notes=tuple(notes),
+        panels=tuple(panels),
+    )
+
+
+def _panel_frames(total: int | None, count: int) -> set[int]:
+    if count <= 0:
+        return set()
+    if total is None:  # unknown length: early frames, further and further apart
+        return {8 * 3**i for i in range(count)}
+    return {int(i) for i in np.linspace(0, total - 1, count + 2)[1:-1].round()}
+
+
+def _panel(state: SlamState, frame: Frame, dense: DenseResult, index: int, slot: int) -> Panel:
+    return Panel(
+        frame_index=index,
+        keyframe_index=int(state.keyframes.frame_index[slot]),
+        image_f=np.asarray(frame.image),
+        image_k=np.asarray(read_slot(state.keyframes.image, jnp.int32(slot))),
+        views=jax.device_get(dense.views),
+        correspondence=jax.device_get(dense.correspondence),
+    )
+
+
+def _make_room(state: SlamState, config: SlamConfig, notes: list[str]) -> SlamState:
+    capacity = state.keyframes.capacity
+    target = min(2 * capacity, config.max_keyframes)
+    if target <= capacity:
+        note = (
+            f"the limit of {config.max_keyframes} keyframes is reached: tracking goes on against "
+            "the last one; raise max_keyframes to map further"
+        )
+        if note not in notes:
+            notes.append(note)
+        return state
+    return grow(state, target)
+
+
+def _constant_intrinsics(raw: SourceFrame, frame: Frame, K: jax.Array | None) -> jax.Array:
+    """The frame's intrinsics, which calibrated mode needs to be there and to stay the same."""
+    where = raw.origin or f"frame {raw.index}"
+    if frame.K is None:
+        raise SourceError(
+            f"{where}: has no intrinsics, which calibrated mode needs; add a "
+            "calibration.txt (fx fy cx cy) or run without --calibrated"
+        )
+    if K is not None and not np.allclose(frame.K, K, rtol=1e-3):
+        raise SourceError(
+            f"{where}: intrinsics change here, which calibrated mode does not support; "
+            "run without --calibrated"
+        )
+    return jnp.asarray(frame.K)

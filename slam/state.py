@@ -1,0 +1,151 @@
+"""What changes while the SLAM runs: one immutable pytree, in buffers of fixed capacity."""
+
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from ops import FusedPointmap, Sim3, init_fused
+from ops.records import Record, record
+from slam.config import SlamConfig
+from slam.types import Frame, TwoViewPrior
+
+
+class Mode(enum.IntEnum):
+    """What the system is doing; stored as int32."""
+
+    STARTING = 0
+    """No keyframe yet: the next usable frame becomes the first."""
+    TRACKING = 1
+    """The last frame was placed against the last keyframe."""
+    LOST = 2
+    """The last frame could not be placed; the map is as it was."""
+
+
+@record
+class Keyframes(Record):
+    """The map: keyframes in slots ``0 .. size-1`` of buffers with room for ``capacity``."""
+
+    size: Int[Array, ""]
+    """Slots in use."""
+    frame_index: Int[Array, " capacity"]
+    """Number of the frame each keyframe was."""
+    T_WC: Sim3
+    """Pose of each keyframe, camera to world, Sim(3) [capacity]."""
+    image: UInt8[Array, "capacity h w 3"]
+    """RGB of each keyframe."""
+    pointmap: FusedPointmap
+    """Canonical pointmap of each keyframe in its own camera, pixels in linear order [capacity]."""
+    encoding: Any
+    """What the prior keeps of each keyframe [capacity, ...]."""
+
+    @property
+    def capacity(self) -> int:
+        """Slots there are (static)."""
+        return self.image.shape[0]
+
+    @property
+    def last(self) -> Int[Array, ""]:
+        """Slot of the newest keyframe; 0 when there is none."""
+        return jnp.maximum(self.size - 1, 0)
+
+
+@record
+class SlamState(Record):
+    """Everything ``step`` carries from one frame to the next."""
+
+    mode: Int[Array, ""]
+    """A ``Mode``."""
+    keyframes: Keyframes
+    """The map."""
+    T_kf: Sim3
+    """Pose of the last tracked frame in the camera of the last keyframe."""
+    match_init: Int[Array, " hw"]
+    """Where matching starts: for each pixel of the last keyframe, a pixel of the next frame."""
+    K: Float[Array, "3 3"] | None
+    """Intrinsics at the working resolution, or None: then the camera is uncalibrated."""
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the working resolution (static)."""
+        _, height, width, _ = self.keyframes.image.shape
+        return height, width
+
+
+@record
+class StepOutput(Record):
+    """What ``step`` reports of one frame; stacks over frames under ``lax.scan``."""
+
+    frame_index: Int[Array, ""]
+    """Number of the frame."""
+    mode: Int[Array, ""]
+    """The ``Mode`` this frame ended in; only TRACKING frames have a pose."""
+    keyframe: Int[Array, ""]
+    """Slot of the keyframe that carries this frame's pose."""
+    T_kf: Sim3
+    """Pose of the frame in that keyframe's camera: ``T_WC = keyframes.T_WC[keyframe] @ T_kf``."""
+    is_keyframe: Bool[Array, ""]
+    """Whether this frame became that keyframe."""
+    match_fraction: Float[Array, ""]
+    """Share of keyframe pixels with a valid, confident match."""
+    unique_fraction: Float[Array, ""]
+    """Number of distinct frame pixels among the valid matches, over all pixels."""
+    iterations: Int[Array, ""]
+    """Gauss-Newton iterations of the pose solver."""
+    cost: Float[Array, ""]
+    """Robust cost of the last iteration."""
+    status: Int[Array, ""]
+    """The solver's ``ops.SolverStatus``."""
+    num_keyframes: Int[Array, ""]
+    """Keyframes in the map after this frame."""
+    full: Bool[Array, ""]
+    """A keyframe was due but the buffers are full: grow them."""
+
+
+def identity_match(image_shape: tuple[int, int]) -> Int[Array, " hw"]:
+    """The warm start that says nothing: every pixel matches itself."""
+    return jnp.arange(image_shape[0] * image_shape[1], dtype=jnp.int32)
+
+
+def init_state(
+    prior: TwoViewPrior,
+    config: SlamConfig,
+    frame: Frame,
+    K: Float[Array, "3 3"] | None = None,
+) -> SlamState:
+    """An empty map for frames shaped like ``frame``; nothing of the frame's content is used.
+
+    Args:
+        prior: decides what is kept of a keyframe; only its output shapes matter here.
+        config: gives the capacity of the buffers.
+        frame: any frame of the sequence (or its ``jax.eval_shape``).
+        K: intrinsics at the working resolution to run calibrated, None to run without.
+    """
+    height, width = frame.image.shape[:2]
+    capacity = config.keyframe_capacity
+    encoding = jax.eval_shape(lambda prior, frame: prior.encode(frame), prior, frame)
+
+    def buffer(shape: tuple[int, ...], dtype: Any) -> Array:
+        return jnp.zeros((capacity, *shape), dtype)
+
+    blank = jax.eval_shape(
+        init_fused,
+        jax.ShapeDtypeStruct((height * width, 3), jnp.float32),
+        jax.ShapeDtypeStruct((height * width,), jnp.float32),
+    )
+    return SlamState(
+        mode=jnp.int32(Mode.STARTING),
+        keyframes=Keyframes(
+            size=jnp.int32(0),
+            frame_index=buffer((), jnp.int32),
+            T_WC=Sim3.identity((capacity,)),
+            image=buffer((height, width, 3), jnp.uint8),
+            pointmap=jax.tree.map(lambda x: buffer(x.shape, x.dtype), blank),
+            encoding=jax.tree.map(lambda x: buffer(x.shape, x.dtype), encoding),
+        ),
+        T_kf=Sim3.identity(),
+        match_init=identity_match((height, width)),
+        K=K,
+    )

@@ -1,0 +1,210 @@
+"""The step as a whole: it tracks, it refuses, it never half-changes the map."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ops import Sim3
+from ops.records import Record, record, static_field
+from slam.config import SlamConfig
+from slam.keyframes import grow
+from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
+from slam.runner import Stepper
+from slam.state import Mode, init_state
+from slam.step import step
+from tests.slam import scenes
+
+CONFIG = SlamConfig(keyframe_capacity=4)
+EXACT = RenderedGeometryPrior(GeometryNoise.none())
+
+
+@pytest.fixture(scope="module")
+def stepper():
+    return Stepper(CONFIG)
+
+
+def start(prior=EXACT, config=CONFIG, K=None):
+    return init_state(prior, config, scenes.frame(0, np.eye(4)), K)
+
+
+def drive(stepper, prior, state, frames):
+    outputs = []
+    for frame in frames:
+        state, output, _ = stepper(prior, state, frame)
+        outputs.append(jax.device_get(output))
+    return state, outputs
+
+
+def leaves(tree):
+    return [np.array(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+def world_pose(state, output):
+    slot = jnp.asarray(output.keyframe)
+    T_WK = Sim3(state.keyframes.T_WC.wxyz_xyz_scale[slot])
+    return T_WK @ Sim3(jnp.asarray(output.T_kf.wxyz_xyz_scale))
+
+
+def test_first_frame_is_the_first_keyframe(stepper):
+    state, (output,) = drive(stepper, EXACT, start(), [scenes.frame(0, scenes.pose(0.3))])
+    assert output.mode == Mode.TRACKING and output.is_keyframe
+    assert int(state.keyframes.size) == 1
+    np.testing.assert_array_equal(
+        world_pose(state, output).wxyz_xyz_scale, [1, 0, 0, 0, 0, 0, 0, 1]
+    )
+
+
+def test_exact_geometry_gives_exact_poses(stepper):
+    poses = scenes.walk(12, yaw=0.12)
+    frames = [scenes.frame(i, T) for i, T in enumerate(poses)]
+    state, outputs = drive(stepper, EXACT, start(), frames)
+    assert all(output.mode == Mode.TRACKING for output in outputs)
+    assert int(state.keyframes.size) > 1, "the walk is long enough for a second keyframe"
+    for output, T_WC in zip(outputs, poses, strict=True):
+        found = np.asarray(world_pose(state, output).as_matrix())
+        # Matches are whole pixels, about 3 cm at 2 m here; thousands of them average out to mm.
+        np.testing.assert_allclose(found[:3, 3], T_WC[:3, 3], atol=6e-3)
+        np.testing.assert_allclose(found[:3, :3], T_WC[:3, :3], atol=6e-3)
+
+
+def test_a_covered_camera_changes_nothing_and_is_found_again(stepper):
+    poses = scenes.walk(5)
+    frames = [scenes.frame(i, T, bright=i != 3) for i, T in enumerate(poses)]
+    state, _ = drive(stepper, EXACT, start(), frames[:3])
+    before = jax.tree.map(np.array, state)
+    state, (output,) = drive(stepper, EXACT, state, frames[3:4])
+    assert output.mode == Mode.LOST and not output.is_keyframe
+    assert_same_bits(state.keyframes, before.keyframes)
+    assert_same_bits(state.T_kf, before.T_kf)
+    state, (output,) = drive(stepper, EXACT, state, frames[4:])
+    assert output.mode == Mode.TRACKING
+
+
+def test_a_black_first_frame_is_not_a_keyframe(stepper):
+    frames = [scenes.frame(0, np.eye(4), bright=False), scenes.frame(1, np.eye(4))]
+    state, outputs = drive(stepper, EXACT, start(), frames)
+    assert [int(o.mode) for o in outputs] == [Mode.STARTING, Mode.TRACKING]
+    assert int(state.keyframes.frame_index[0]) == 1
+
+
+@record
+class Broken(Record):
+    """A prior whose predictions of one frame are not numbers, everywhere or in a corner."""
+
+    everywhere: bool = static_field()
+    frame: int = static_field(default=2)
+
+    def encode(self, frame):
+        return EXACT.encode(frame)
+
+    def decode(self, encoding_1, encoding_2):
+        view_1, view_2 = EXACT.decode(encoding_1, encoding_2)
+        rows = jnp.arange(view_1.points.shape[1])[None, :, None, None]
+        bad = (encoding_1.index == self.frame)[:, None, None, None]
+        bad = bad & (self.everywhere | (rows < 8))
+        return tuple(
+            dataclasses.replace(v, points=jnp.where(bad, jnp.nan, v.points))
+            for v in (view_1, view_2)
+        )
+
+
+def test_nan_everywhere_is_a_lost_frame(stepper):
+    prior = Broken(everywhere=True)
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(4))]
+    state, _ = drive(stepper, prior, start(prior), frames[:2])
+    before = jax.tree.map(np.array, state.keyframes)
+    state, (output,) = drive(stepper, prior, state, frames[2:3])
+    assert output.mode == Mode.LOST
+    assert_same_bits(state.keyframes, before)
+    state, (output,) = drive(stepper, prior, state, frames[3:])
+    assert output.mode == Mode.TRACKING
+
+
+def test_nan_in_a_corner_stays_there(stepper):
+    prior = Broken(everywhere=False)
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(4))]
+    state, outputs = drive(stepper, prior, start(prior), frames)
+    assert all(output.mode == Mode.TRACKING for output in outputs)
+    size = int(state.keyframes.size)
+    assert np.isfinite(np.asarray(state.keyframes.pointmap.points)[:size]).all()
+    assert np.isfinite(np.asarray(state.keyframes.pointmap.confidence)[:size]).all()
+
+
+def test_nothing_is_compiled_after_the_first_frame():
+    stepper = Stepper(CONFIG)
+    frames = [scenes.frame(i, T, bright=i != 4) for i, T in enumerate(scenes.walk(8, yaw=0.15))]
+    state, _ = drive(stepper, EXACT, start(), frames[:1])
+    compiled = stepper.cache_sizes()
+    assert set(compiled.values()) == {1}
+    state, outputs = drive(stepper, EXACT, state, frames[1:])
+    assert {int(o.mode) for o in outputs} == {Mode.TRACKING, Mode.LOST}
+    assert any(o.is_keyframe for o in outputs)
+    assert stepper.cache_sizes() == compiled
+
+
+def test_stepper_is_step_and_step_scans(stepper):
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(6, yaw=0.15))]
+    staged_state, staged = drive(stepper, EXACT, start(), frames)
+    clip = jax.tree.map(lambda *x: jnp.stack(x), *frames)
+    scanned = jax.jit(
+        lambda state, clip: jax.lax.scan(lambda s, f: step(EXACT, CONFIG, s, f), state, clip)
+    )
+    whole_state, whole = scanned(start(), clip)
+    for name in ("mode", "keyframe", "is_keyframe", "num_keyframes"):
+        np.testing.assert_array_equal(getattr(whole, name), [getattr(o, name) for o in staged])
+    # One program or five: the compiler fuses, and so rounds, differently.
+    np.testing.assert_allclose(
+        whole.T_kf.wxyz_xyz_scale, [o.T_kf.wxyz_xyz_scale for o in staged], atol=2e-5
+    )
+    np.testing.assert_allclose(
+        whole_state.keyframes.T_WC.wxyz_xyz_scale,
+        staged_state.keyframes.T_WC.wxyz_xyz_scale,
+        atol=5e-5,
+    )
+
+
+def test_full_buffers_are_reported_and_growing_loses_nothing(stepper):
+    small = SlamConfig(keyframe_capacity=1)
+    tight = Stepper(small)
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(10, yaw=0.15))]
+    state = start(config=small)
+    remaining = iter(frames)
+    for frame in remaining:
+        state, output, _ = tight(EXACT, state, frame)
+        assert int(output.num_keyframes) == 1
+        if output.full:
+            break
+    assert bool(output.full) and output.mode == Mode.TRACKING and not bool(output.is_keyframe)
+    before = jax.tree.map(np.array, state)
+    grown = grow(state, 4)
+    assert grown.keyframes.capacity == 4
+    cut = jax.tree.map(lambda x: x[:1] if x.ndim else x, grown.keyframes)
+    assert_same_bits(cut, before.keyframes)
+    _, output, _ = tight(EXACT, grown, next(remaining))
+    assert bool(output.is_keyframe) and int(output.num_keyframes) == 2
+    with pytest.raises(ValueError, match="cannot shrink"):
+        grow(grown, 2)
+
+
+def test_calibrated_mode_tracks(stepper):
+    K = jnp.asarray(scenes.K, jnp.float32)
+    poses = scenes.walk(4)
+    frames = [scenes.frame(i, T) for i, T in enumerate(poses)]
+    state, outputs = drive(stepper, EXACT, start(K=K), frames)
+    assert all(output.mode == Mode.TRACKING for output in outputs)
+    found = np.asarray(world_pose(state, outputs[-1]).as_matrix())
+    np.testing.assert_allclose(found[:3, 3], poses[-1][:3, 3], atol=6e-3)
+
+
+def test_a_prior_without_geometry_says_so():
+    bare = scenes.frame(0, np.eye(4)).replace(depth=None, K=None)
+    with pytest.raises(ValueError, match=r"lacks: depth, intrinsics"):
+        EXACT.encode(bare)
