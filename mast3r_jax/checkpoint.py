@@ -43,7 +43,7 @@ def save(path: str | os.PathLike[str], model: MASt3R, *, dtype: DTypeLike | None
                 f"{target}: exists and is not a checkpoint folder; name a new folder"
             )
     arrays = {
-        name: np.ascontiguousarray(np.asarray(leaf if dtype is None else leaf.astype(dtype)))
+        name: np.ascontiguousarray(np.asarray(leaf, None if dtype is None else jnp.dtype(dtype)))
         for name, leaf in _leaves(model).items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +129,10 @@ def build(
     filled = []
     for path, variable in nnx.to_flat_state(state):
         spec = variable.get_value()
-        value = np.asarray(parameter(_dotted(path)))
+        # Cast on the host: on the device every shape would be a compilation.
+        value = np.asarray(parameter(_dotted(path)), spec.dtype)
         assert value.shape == spec.shape, (path, value.shape, spec.shape)
-        filled.append((path, variable.replace(jnp.asarray(value, spec.dtype))))
+        filled.append((path, variable.replace(jnp.asarray(value))))
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 

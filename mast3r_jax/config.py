@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MASt3RConfig:
-    """Sizes of a MASt3R network (Leroy et al., ECCV 2024); the defaults are the published ViT-Large.
+    """Sizes of a MASt3R network (Leroy et al., ECCV 2024); the defaults are the published ones.
 
     Raises:
         ConfigError: if the sizes do not fit together, with all reasons in one message.
@@ -41,11 +41,10 @@ class MASt3RConfig:
     """Channels of the dense head's fusion stages."""
     dpt_last_dim: int = 128
     """Channels of the dense head's last hidden layer."""
-    dpt_layer_dims: tuple[int, int, int, int] = (96, 192, 384, 768)
+    dpt_layer_dims: tuple[int, ...] = (96, 192, 384, 768)
     """Channels of the dense head's four levels, finest first."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dpt_layer_dims", tuple(self.dpt_layer_dims))
         problems = list(self._problems())
         if problems:
             raise ConfigError("this network cannot be built: " + "; ".join(problems))
@@ -107,9 +106,10 @@ class MASt3RConfig:
         problems += [f"unknown field {name!r}" for name in fields if name not in names]
         if problems:
             raise ConfigError("this is no network configuration: " + "; ".join(problems))
-        if isinstance(fields["dpt_layer_dims"], list):
-            fields = fields | {"dpt_layer_dims": tuple(fields["dpt_layer_dims"])}
-        return cls(**fields)
+        if not isinstance(fields["dpt_layer_dims"], list):
+            raise ConfigError("dpt_layer_dims must be a list of four positive integers")
+        values: dict[str, Any] = {**fields, "dpt_layer_dims": tuple(fields["dpt_layer_dims"])}
+        return cls(**values)
 
     def _problems(self):
         for field in dataclasses.fields(self):

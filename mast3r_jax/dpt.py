@@ -51,10 +51,10 @@ class Fusion(nnx.Module):
     """Merges a level into the coarser result and doubles the size; the coarsest takes no merge."""
 
     def __init__(self, dim: int, *, merges: bool, numerics: Numerics, rngs: nnx.Rngs):
-        unit = lambda: ResidualUnit(dim, numerics=numerics, rngs=rngs)  # noqa: E731
-        self.merge = unit() if merges else None
-        self.refine = unit()
-        self.project = Linear(dim, dim, numerics=numerics, rngs=rngs)
+        kw = {"numerics": numerics, "rngs": rngs}
+        self.merge = ResidualUnit(dim, **kw) if merges else None
+        self.refine = ResidualUnit(dim, **kw)
+        self.project = Linear(dim, dim, **kw)
 
     def __call__(
         self, x: Float[Array, "b h w c"], level: Float[Array, "b h w c"] | None = None
@@ -79,7 +79,9 @@ class DenseHead(nnx.Module):
         self.project = nnx.List(
             [Linear(c_in, c_out, **kw) for c_in, c_out in zip(sources, sizes, strict=True)]
         )
-        self.unfold = nnx.List([Unfold(sizes[0], sizes[0], 4, **kw), Unfold(sizes[1], sizes[1], 2, **kw)])
+        self.unfold = nnx.List(
+            [Unfold(sizes[0], sizes[0], 4, **kw), Unfold(sizes[1], sizes[1], 2, **kw)]
+        )
         self.shrink = Conv(sizes[3], sizes[3], 3, stride=2, **kw)
         self.level = nnx.List([Conv(size, dim, 3, use_bias=False, **kw) for size in sizes])
         self.fusion = nnx.List([Fusion(dim, merges=k < 3, **kw) for k in range(4)])

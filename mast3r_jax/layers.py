@@ -134,7 +134,7 @@ class Conv(nnx.Module):
         self.numerics = numerics
         self.stride = stride
         self.padding = size // 2
-        init = nnx.initializers.lecun_normal()
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.kernel = nnx.Param(init(rngs.params(), (size, size, c_in, c_out), numerics.params))
         self.bias = nnx.Param(jnp.zeros((c_out,), numerics.params)) if use_bias else None
 
@@ -160,7 +160,10 @@ class Unfold(nnx.Module):
 
     def __init__(self, c_in: int, c_out: int, s: int, *, numerics: Numerics, rngs: nnx.Rngs):
         self.numerics = numerics
-        init = nnx.initializers.lecun_normal(in_axis=0, out_axis=-1, batch_axis=(1, 2))
+        # Each output pixel sees one kernel pixel, so its fan-in is c_in.
+        init = nnx.initializers.variance_scaling(
+            1 / 3, "fan_in", "uniform", in_axis=0, out_axis=-1, batch_axis=(1, 2)
+        )
         self.kernel = nnx.Param(init(rngs.params(), (c_in, s, s, c_out), numerics.params))
         self.bias = nnx.Param(jnp.zeros((c_out,), numerics.params))
 
@@ -303,7 +306,7 @@ class CrossAttention(nnx.Module):
         other_rotary: Rotary,
     ) -> Float[Array, "b n c"]:
         """Reads ``other`` (m tokens) for each of the n tokens of ``x``."""
-        batch, tokens, dim = x.shape
+        batch, _, dim = x.shape
         shape = (batch, -1, self.heads, dim // self.heads)
         queries = apply_rotary(self.query(x).reshape(shape), rotary)
         keys = apply_rotary(self.key(other).reshape(shape), other_rotary)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -37,6 +38,10 @@ class MASt3R(nnx.Module):
         param_dtype: DTypeLike | None = None,
     ):
         numerics = Numerics.of(dtype, param_dtype)
+        # XLA compiles this generator several times faster than the default one, and every shape
+        # of parameter is a compilation.
+        seed = jax.random.bits(rngs.params(), (4,), jnp.uint32)
+        rngs = nnx.Rngs(jax.random.wrap_key_data(seed, impl="rbg"))
         self.config = config
         self.encoder = Encoder(config, numerics=numerics, rngs=rngs)
         self.decoder = Decoder(config, numerics=numerics, rngs=rngs)
@@ -49,7 +54,7 @@ class MASt3R(nnx.Module):
         Raises:
             ValueError: if height or width is not a multiple of the patch size.
         """
-        self._grid(images.shape[1:3])
+        self._grid(_size(images))
         return self.encoder(images)
 
     def decode(
@@ -73,7 +78,7 @@ class MASt3R(nnx.Module):
         self, images_1: Float[Array, "b h1 w1 3"], images_2: Float[Array, "b h2 w2 3"]
     ) -> tuple[Pointmap, Pointmap]:
         """Encodes both views (in one batch where their shapes agree) and decodes them."""
-        shape_1, shape_2 = images_1.shape[1:3], images_2.shape[1:3]
+        shape_1, shape_2 = _size(images_1), _size(images_2)
         if shape_1 == shape_2:
             both = self.encode(jnp.concatenate([images_1, images_2]))
             tokens_1, tokens_2 = jnp.split(both, 2)
@@ -89,7 +94,7 @@ class MASt3R(nnx.Module):
         ``patch_embed``, and in ``blocks`` (stacked over layers) ``norm1, qkv, rope_in, rope_out,
         attention, gelu, mlp, out``.
         """
-        self._grid(images.shape[1:3])
+        self._grid(_size(images))
         taps: Taps = {}
         return self.encoder(images, taps), taps
 
@@ -123,7 +128,7 @@ class MASt3R(nnx.Module):
             self.head_2(hooked_2, grids[1], branch(taps, "head_2")),
         )
 
-    def _grid(self, shape: tuple[int, ...]) -> Grid:
+    def _grid(self, shape: tuple[int, int]) -> Grid:
         height, width = shape
         p = self.config.patch_size
         if height < p or width < p or height % p or width % p:
@@ -132,3 +137,8 @@ class MASt3R(nnx.Module):
                 "prepare_image crops to multiples"
             )
         return height // p, width // p
+
+
+def _size(images: Float[Array, "b h w 3"]) -> tuple[int, int]:
+    _, height, width, _ = images.shape
+    return height, width

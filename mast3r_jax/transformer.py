@@ -6,7 +6,7 @@ compiles in the time of one layer.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,10 @@ Grid = tuple[int, int]
 
 def stacked(make: Callable[[nnx.Rngs], M], rngs: nnx.Rngs, *sizes: int) -> M:
     """One module whose parameters carry the leading axes ``sizes``, independently drawn."""
-    create = lambda key: make(nnx.Rngs(key))  # noqa: E731
+
+    def create(key: Array) -> M:
+        return make(nnx.Rngs(key))
+
     for _ in sizes:
         create = jax.vmap(create)
     return create(jax.random.split(rngs.params(), sizes))
@@ -173,11 +176,10 @@ class Decoder(nnx.Module):
                 x = jnp.stack(views)
                 both = jax.vmap(single, in_axes=(0, 0, 0, None, None))
                 out = both(blocks, x, x[::-1], rotaries[0], rotaries[0])
-                (x1, t1), (x2, t2) = (jax.tree.map(lambda leaf, v=v: leaf[v], out) for v in (0, 1))
+                (x1, t1), (x2, t2) = _slice(out, 0), _slice(out, 1)
             else:
-                block_1, block_2 = (jax.tree.map(lambda leaf, v=v: leaf[v], blocks) for v in (0, 1))
-                x1, t1 = single(block_1, views[0], views[1], rotaries[0], rotaries[1])
-                x2, t2 = single(block_2, views[1], views[0], rotaries[1], rotaries[0])
+                x1, t1 = single(_slice(blocks, 0), *views, *rotaries)
+                x2, t2 = single(_slice(blocks, 1), *views[::-1], *rotaries[::-1])
             return (x1, x2), (x1, x2, t1, t2)
 
         views = tuple(self.embed(t).astype(wide) for t in tokens)
@@ -192,3 +194,8 @@ class Decoder(nnx.Module):
             hooked.append([tokens[view], *middle, self.norm(views[view])])
             tap(taps, **{f"tokens_{view + 1}": hooked[view][-1]})
         return hooked[0], hooked[1]
+
+
+def _slice(tree: Any, index: int) -> Any:
+    """One element of every leaf's leading axis."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)

@@ -128,7 +128,7 @@ def linearize_relative_pose(
         K, image_shape = _calibration(points_f.shape[0], K, image_shape)
         value, in_front, jacobian = pinhole.project_with_jacobian(predicted, K, config.depth_eps)
         inside = pinhole.inside_image(value[:, :2], image_shape, config.pixel_border)
-        seen_k = points_k[:, 2] > config.depth_eps
+        seen_k = ~(points_k[:, 2] <= config.depth_eps)  # not a number: seen, and reported
         log_depth_k = jnp.log(jnp.where(seen_k, points_k[:, 2], 1))
         pixels = pinhole.pixel_grid(image_shape, points_k.dtype)
         residual = jnp.concatenate([pixels, log_depth_k[:, None]], axis=-1) - value

@@ -52,6 +52,8 @@ class AteResult:
     """What makes the figures doubtful or undefined; empty if nothing does."""
 
     def __str__(self) -> str:
+        if np.isnan(self.rmse):
+            return f"ATE undefined: {self.note}"
         kind = f"Sim(3), scale {self.scale:.4f}" if self.with_scale else "SE(3)"
         text = (
             f"ATE RMSE {self.rmse:.4f} m ({self.percent_of_path:.2f} % of "
@@ -196,7 +198,8 @@ def _doubts(estimate: np.ndarray, reference: np.ndarray, with_scale: bool) -> st
     still = [n for n, p in (("estimate", estimate), ("reference", reference)) if _still(p)]
     if still:
         what = "scale and rotation are" if with_scale else "rotation is"
-        return f"the {' and the '.join(still)} does not move, so {what} undetermined"
+        verb = "does" if len(still) == 1 else "do"
+        return f"the {' and the '.join(still)} {verb} not move, so {what} undetermined"
     singular = np.linalg.svd(reference - reference.mean(axis=0), compute_uv=False)
     if singular[1] < _LINE_RATIO * singular[0]:
         return "the reference moves along a line, so the rotation about it is undetermined"

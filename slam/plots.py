@@ -6,6 +6,7 @@ unless a reference trajectory brings its own.
 """
 
 import os
+import textwrap
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from slam.evaluation import align_sim3, ate
 from slam.io.atomic import atomic_write
 
-_ESTIMATE, _REFERENCE, _KEYFRAME = "#1f5fbf", "#9a9a9a", "#e07b00"
+_ESTIMATE, _REFERENCE, _KEYFRAME = "#1f5fbf", "#a89a88", "#e07b00"
 _START, _END, _TEXT, _UNKNOWN = "#1a9850", "#c51b3a", "#333333", "#d9d9d9"
 _DPI = 140
 _AXES = "xyz"
@@ -52,7 +53,7 @@ def plot_trajectory(
     if reference is not None:
         known = np.isfinite(reference).all(axis=1)
         result = ate(estimate, reference, with_scale)
-        heading.append(str(result))
+        heading += textwrap.wrap(str(result), 95)
         reference = reference[known]
         if np.isfinite(result.rmse):
             unit = "m"
@@ -85,8 +86,7 @@ def plot_trajectory(
             axes.plot(*estimate[-1, [u, v]], "s", ms=8, mfc="none", mew=2, color=_END, label="end")
         _frame(axes, f"{_AXES[u]} [{unit}]", f"{_AXES[v]} [{unit}]")
         axes.set_title(name, fontsize=11, color=_TEXT)
-        axes.set_aspect("equal", adjustable="datalim")
-        _no_needless_zoom(axes, drawn)
+        _equal_aspect(axes, drawn[:, [u, v]])
     if not upward:
         side.invert_yaxis()
     handles, labels = top.get_legend_handles_labels()
@@ -321,12 +321,15 @@ def _flattest_axis(positions: np.ndarray) -> int:
     return min(range(3), key=lambda axis: _extent(positions, axis))
 
 
-def _no_needless_zoom(axes: Axes, positions: np.ndarray) -> None:
-    """Keep a motionless trajectory from filling the axes with its rounding noise."""
-    if max((_extent(positions, axis) for axis in range(3)), default=0.0) < 1e-6:
-        centre = positions[0] if len(positions) else np.zeros(3)
-        axes.set_xlim(centre[0] - 0.5, centre[0] + 0.5)
-        axes.set_ylim(centre[1] - 0.5, centre[1] + 0.5)
+def _equal_aspect(axes: Axes, positions: np.ndarray) -> None:
+    """One unit as long to the right as up; a motionless path does not fill the axes with noise."""
+    if len(positions) and np.ptp(positions, axis=0).max() > 1e-6:
+        axes.set_aspect("equal", adjustable="datalim")
+        return
+    centre = positions[0] if len(positions) else np.zeros(2)
+    axes.set_aspect("equal", adjustable="box")
+    axes.set_xlim(centre[0] - 0.5, centre[0] + 0.5)
+    axes.set_ylim(centre[1] - 0.5, centre[1] + 0.5)
 
 
 def _frame(axes: Axes, x_label: str, y_label: str) -> None:

@@ -2,21 +2,26 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import ml_dtypes
 import numpy as np
-import rich.box
 import rich.console
 import rich.progress
-import rich.table
-import rich.text
 import tyro
 
+import mast3r_jax
+from weights_conversion.convert import (
+    ConversionError,
+    convert_mast3r,
+    infer_config,
+)
 from weights_conversion.download import (
     LICENCE_NOTICE,
     PUBLISHED,
@@ -26,6 +31,8 @@ from weights_conversion.download import (
     sha256_of,
 )
 from weights_conversion.inert_pickle import ArchiveError, printable
+from weights_conversion.inspection import OURS, heads_of, inspect_file, plain, say
+from weights_conversion.rules import IGNORED, canonical
 from weights_conversion.tensors import load_archive, read_safetensors, state_dict
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -33,8 +40,6 @@ DTYPES: Mapping[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_SECOND_NAME = "the same tensor as"
-_OURS = "encoder.patch_embed.kernel"  # a name only this project's own weights have
 _RESULT = {"model.safetensors", "config.json", "NOTICE.txt"}
 
 _Positional = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
@@ -84,11 +89,6 @@ class Download:
 Command = Convert | Inspect | Download
 
 
-def _say(console: rich.console.Console, text: str) -> None:
-    """Print text as it is: paths and checksums whole, brackets no markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def _progress(console: rich.console.Console, *columns: Any) -> rich.progress.Progress:
     shown = ["{task.description}", rich.progress.BarColumn(), *columns]
     shown.append(rich.progress.TimeRemainingColumn())
@@ -135,67 +135,61 @@ class _Watched(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
-def _heads(archive: Mapping[str, Any], enc: int | None, dec: int | None) -> dict[str, int]:
-    """Numbers of attention heads: as given, else from the training arguments in the checkpoint."""
-    from weights_conversion.convert import heads_from_model_string
-
-    arguments = archive.get("args")
-    text = arguments.get("model") if isinstance(arguments, dict) else None
-    told = heads_from_model_string(text[:10_000]) if isinstance(text, str) else {}
-    given = {"enc_heads": enc, "dec_heads": dec}
-    return told | {side: count for side, count in given.items() if count is not None}
-
-
 def _check_range(tensors: Mapping[str, np.ndarray], dtype: np.dtype, name: str) -> None:
     limit = float(ml_dtypes.finfo(dtype).max)
     for key, value in tensors.items():
-        # NaN compares false: the conversion itself refuses it, with all the other problems.
-        if value.size and float(np.abs(value).max()) > limit:
+        # NaN and infinity are refused by the conversion itself, with all the other problems.
+        if value.size and limit < float(np.abs(value).max()) < math.inf:
             raise ArchiveError(
                 f"{name}: tensor {printable(key)} has numbers beyond the range of {dtype}; "
                 "use --dtype bfloat16 or float32"
             )
 
 
-def _ignored(tensors: Mapping[str, np.ndarray], used: set[str]) -> dict[str, str]:
-    """Why the tensors that fill nothing fill nothing."""
-    from weights_conversion.rules import IGNORED, canonical
-
-    names = {canonical(name): name for name in used}
+def ignored_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The tensors of a network that become no parameter, by name, with the reason."""
     reasons = {}
     for name in tensors:
-        if name in used:
-            continue
-        reasons[name] = next((why for pattern, why in IGNORED if pattern.fullmatch(name)), "")
-        if not reasons[name]:
-            reasons[name] = f"{_SECOND_NAME} {names[canonical(name)]}"
+        if canonical(name) != name and canonical(name) in tensors:
+            reasons[name] = "the same tensor under a second name"
+        for pattern, reason in IGNORED:
+            if pattern.fullmatch(name):
+                reasons[name] = reason
     return reasons
 
 
+def _check_output(path: pathlib.Path, overwrite: bool) -> None:
+    """Refuse an output folder that holds anything else, or a result that may not be replaced."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise ArchiveError(f"{path}: exists and is no folder; choose another output folder")
+    inside = {entry.name for entry in path.iterdir()}
+    if inside - _RESULT:
+        other = printable(min(inside - _RESULT), 40)
+        raise ArchiveError(f"{path}: holds other files ({other}); choose another output folder")
+    if inside and not overwrite:
+        raise ArchiveError(
+            f"{path}: holds a conversion already; pass --overwrite, or choose another folder"
+        )
+
+
 @contextlib.contextmanager
-def _new_folder(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """A temporary folder that becomes ``path`` if the block ends well, and vanishes otherwise."""
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to create that becomes ``path`` if the block ends well, and vanishes otherwise."""
     path = path.absolute()
-    if path.exists() or path.is_symlink():
-        if path.is_symlink() or not path.is_dir():
-            raise ArchiveError(f"{path}: exists and is no folder; choose another output folder")
-        inside = {entry.name for entry in path.iterdir()}
-        if inside - _RESULT:
-            raise ArchiveError(
-                f"{path}: holds other files ({printable(min(inside - _RESULT), 40)}); choose "
-                "another output folder"
-            )
-        if inside and not overwrite:
-            raise ArchiveError(
-                f"{path}: holds a conversion already; pass --overwrite, or choose another folder"
-            )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as workshop:
         fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
         yield fresh
         if path.exists():
             path.rename(old)  # vanishes with the workshop
-        fresh.rename(path)
+        try:
+            fresh.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 def _notice(source: pathlib.Path) -> str:
@@ -210,43 +204,37 @@ def convert(command: Convert, console: rich.console.Console) -> ConversionSummar
 
     Raises ``ArchiveError`` or ``OSError`` with the reason; then nothing is written.
     """
-    # Imported late: the other commands do not need JAX.
-    import mast3r_jax
-    from weights_conversion.convert import (
-        ConversionError,
-        convert_mast3r,
-        infer_config,
-        plan_conversion,
-    )
-
+    source, dtype = command.input, DTYPES[command.dtype]
+    _check_output(command.output_dir, command.overwrite)
+    archive = load_archive(source, verify=True)
+    tensors = state_dict(archive, str(source))
+    if OURS in tensors:
+        raise ArchiveError(f"{source}: is converted already; load its folder with mast3r_jax.load")
+    ignored = ignored_tensors(tensors)
+    used = {name: value for name, value in tensors.items() if name not in ignored}
     try:
-        with _new_folder(command.output_dir, command.overwrite) as folder:
-            archive = load_archive(command.input, verify=True)
-            tensors = state_dict(archive, str(command.input))
-            if _OURS in tensors:
-                raise ArchiveError(
-                    f"{command.input}: is converted already; load its folder with mast3r_jax.load"
-                )
-            config = infer_config(tensors, **_heads(archive, command.enc_heads, command.dec_heads))
-            used = {assignment.source for assignment in plan_conversion(tensors, config)}
-            dtype = DTYPES[command.dtype]
-            _check_range({name: tensors[name] for name in used}, dtype, str(command.input))
-            with _progress(console, rich.progress.TaskProgressColumn()) as progress:
-                task = progress.add_task("converting", total=_Watched.LOOKS * len(tensors))
-                watched = _Watched(tensors, lambda: progress.advance(task))
-                model = convert_mast3r(watched, config)
+        config = infer_config(tensors, **heads_of(archive, command.enc_heads, command.dec_heads))
+        _check_range(used, dtype, str(source))
+        with _progress(console, rich.progress.TaskProgressColumn()) as progress:
+            task = progress.add_task("converting", total=_Watched.LOOKS * len(tensors))
+            watched = _Watched(tensors, lambda: progress.advance(task))
+            model = convert_mast3r(watched, config)
+    except (ConversionError, mast3r_jax.ConfigError) as error:
+        raise ArchiveError(f"{source}: {error}") from error
+    try:
+        with _new_folder(command.output_dir) as folder:
             mast3r_jax.save(folder, model, dtype=dtype)
-            (folder / "NOTICE.txt").write_text(_notice(command.input))
+            (folder / "NOTICE.txt").write_text(_notice(source), encoding="utf-8")
             weights = folder / "model.safetensors"
             summary = ConversionSummary(
                 used=len(used),
-                ignored=_ignored(tensors, used),
+                ignored=ignored,
                 parameters=sum(value.size for value in read_safetensors(weights).values()),
                 nbytes=weights.stat().st_size,
                 sha256=sha256_of(weights),
             )
-    except (ConversionError, mast3r_jax.ConfigError, mast3r_jax.CheckpointError) as error:
-        raise ArchiveError(f"{command.input}: {error}") from error
+    except mast3r_jax.CheckpointError as error:
+        raise ArchiveError(str(error)) from error
     _show_summary(command, summary, console)
     return summary
 
@@ -256,15 +244,15 @@ def _show_summary(
 ) -> None:
     by_reason: dict[str, list[str]] = {}
     for name, reason in summary.ignored.items():
-        key = "second names of tensors used" if reason.startswith(_SECOND_NAME) else reason
-        by_reason.setdefault(key, []).append(name)
+        by_reason.setdefault(reason, []).append(name)
     lines = [
         f"{command.output_dir}: written",
         f"  tensors     {summary.used} used, {len(summary.ignored)} ignored",
     ]
     for reason, names in by_reason.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines += [f"    {printable(names[0])}{more}:", f"      {reason}"]
+        indent = " " * 6
+        lines += textwrap.wrap(f"    {len(names)}: {reason}", 80, subsequent_indent=indent)
+        lines += [f"{indent} {printable(names[0])}{', ...' if len(names) > 1 else ''}"]
     lines += [
         f"  parameters  {summary.parameters:,} as {command.dtype}",
         f"  size        {human(summary.nbytes)}",
@@ -272,96 +260,7 @@ def _show_summary(
         "",
         LICENCE_NOTICE,
     ]
-    _say(console, "\n".join(lines))
-
-
-# inspect
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The tensors of one part of a checkpoint."""
-
-    name: str
-    tensors: int
-    parameters: int
-    """Numbers; what several names share is counted once, with the first."""
-    dtypes: tuple[str, ...]
-
-
-def group_tensors(tensors: Mapping[str, np.ndarray]) -> list[Group]:
-    """Tensors by the first part of their name (the first two inside a head), in file order."""
-    members: dict[str, list[np.ndarray]] = {}
-    for key, value in tensors.items():
-        parts = key.split(".")
-        depth = 2 if parts[0].startswith("downstream_head") and len(parts) > 2 else 1
-        members.setdefault(".".join(parts[:depth]), []).append(value)
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    groups = []
-    for name, values in members.items():
-        count = 0
-        for value in values:
-            place = (value.ctypes.data, value.shape)
-            count += 0 if place in seen else value.size
-            seen.add(place)
-        dtypes = tuple(sorted({str(value.dtype) for value in values}))
-        groups.append(Group(name, len(values), count, dtypes))
-    return groups
-
-
-def _describe(value: Any) -> str:
-    """One line about an entry of a checkpoint; never recurses, the entry may contain itself."""
-    if isinstance(value, np.ndarray):
-        return f"tensor {value.dtype} {list(value.shape)}"
-    if isinstance(value, dict):
-        tensors = sum(isinstance(item, np.ndarray) for item in value.values())
-        return f"{tensors} tensors" if tensors else f"{len(value)} entries"
-    if isinstance(value, (list, tuple, set)):
-        return f"{type(value).__name__} of {len(value)}"
-    return f"{type(value).__name__} {printable(value, 48)}"
-
-
-def inspect(command: Inspect, console: rich.console.Console) -> None:
-    """Run ``inspect``: entries, tensors by part, and the configuration they imply."""
-    archive = load_archive(command.input)
-    size = command.input.stat().st_size
-    _say(console, f"{command.input} ({human(size)})")
-    if not all(isinstance(value, np.ndarray) for value in archive.values()):
-        entries = rich.table.Table("entry", "holds", box=rich.box.SIMPLE_HEAD)
-        for key, value in archive.items():
-            entries.add_row(rich.text.Text(printable(key, 24)), rich.text.Text(_describe(value)))
-        console.print(entries)
-    tensors = state_dict(archive, str(command.input))
-    table = rich.table.Table("part", box=rich.box.SIMPLE_HEAD, show_footer=True)
-    for heading in ("tensors", "parameters"):
-        table.add_column(heading, justify="right")
-    table.add_column("types")
-    groups = group_tensors(tensors)
-    for group in groups:
-        name = rich.text.Text(printable(group.name, 40))
-        table.add_row(name, f"{group.tensors}", f"{group.parameters:,}", ", ".join(group.dtypes))
-    table.columns[0].footer = "total"
-    table.columns[1].footer = f"{len(tensors)}"
-    table.columns[2].footer = f"{sum(group.parameters for group in groups):,}"
-    console.print(table)
-    _say(console, _network(archive, tensors))
-
-
-def _network(archive: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """The configuration that a state dict implies, or why there is none."""
-    from weights_conversion.convert import ConversionError, infer_config
-
-    if _OURS in tensors:
-        return "weights of this project: load their folder with mast3r_jax.load"
-    try:
-        config = infer_config(tensors, **_heads(archive, None, None))
-    except ConversionError as error:
-        first, *problems = str(error).splitlines()
-        shown = [first, *problems[:3]]
-        shown += [f"  ... and {len(problems) - 3} more"] if len(problems) > 3 else []
-        return "not a MASt3R network: " + "\n".join(shown)
-    fields = [f"  {name:<15} {value}" for name, value in dataclasses.asdict(config).items()]
-    return "\n".join(["network (MASt3RConfig)", *fields])
+    say(console, "\n".join(lines))
 
 
 # download
@@ -369,15 +268,19 @@ def _network(archive: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> s
 
 def _agree(command: Download, wanted: Sequence[Published], console: rich.console.Console) -> None:
     """Show the licence; return if the user accepts it."""
-    _say(console, f"{LICENCE_NOTICE}\n")
+    say(console, f"{LICENCE_NOTICE}\n")
     for entry in wanted:
         about = f", about {human(entry.about_bytes)}" if entry.about_bytes else ""
-        _say(console, f"{entry.file_name}\n  {entry.what}{about}")
+        say(console, f"{entry.file_name}\n  {entry.what}{about}")
     if command.yes:
         return
     if not sys.stdin.isatty():
         raise ArchiveError("the licence above must be accepted: pass --yes if you agree to it")
-    if console.input("Do you accept these terms? [y/N] ", markup=False).strip().lower() != "y":
+    try:
+        answer = console.input("Do you accept these terms? [y/N] ", markup=False)
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise ArchiveError("the licence was not accepted; nothing was downloaded")
 
 
@@ -404,10 +307,10 @@ def download(
 
             got = fetch(entry, command.out, sha256=command.sha256, progress=show)
         state = "downloaded" if got.fetched else "was there already, and is intact"
-        _say(console, f"{got.path}: {state} ({human(got.size)})\n  sha256 {got.sha256}")
+        say(console, f"{got.path}: {state} ({human(got.size)})\n  sha256 {got.sha256}")
         paths.append(got.path)
     if command.name in ("mast3r", "all"):
-        _say(console, f"next: python -m weights_conversion convert {paths[0]} OUTPUT-DIR")
+        say(console, f"next: python -m weights_conversion convert {paths[0]} OUTPUT-DIR")
     return paths
 
 
@@ -418,11 +321,11 @@ def run(command: Command, console: rich.console.Console | None = None) -> int:
         if isinstance(command, Convert):
             convert(command, console)
         elif isinstance(command, Inspect):
-            inspect(command, console)
+            inspect_file(command.input, console)
         else:
             download(command, console)
     except (ArchiveError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; a download resumes when the command is run again", file=sys.stderr)

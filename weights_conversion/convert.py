@@ -16,6 +16,7 @@ from jaxtyping import DTypeLike
 from mast3r_jax.checkpoint import build, parameter_specs
 from mast3r_jax.config import ConfigError, MASt3RConfig
 from mast3r_jax.model import MASt3R
+from weights_conversion.inert_pickle import printable
 from weights_conversion.rules import IGNORED, RULES, Layout, canonical
 
 HEAD_WIDTH = 64
@@ -162,9 +163,7 @@ def heads_from_model_string(text: str) -> dict[str, int]:
     return {f"{part}_heads": int(number) for part, number in found}
 
 
-def plan_conversion(
-    tensors: Mapping[str, np.ndarray], config: MASt3RConfig
-) -> list[Assignment]:
+def plan_conversion(tensors: Mapping[str, np.ndarray], config: MASt3RConfig) -> list[Assignment]:
     """Which tensor fills what, after checking names and shapes both ways; builds nothing.
 
     Raises:
@@ -175,14 +174,15 @@ def plan_conversion(
     problems: list[str] = []
     assignments: list[Assignment] = []
     filled: dict[tuple[str, tuple[int, ...]], str] = {}
-    for name in _once(tensors, problems):
+    for name, source in _once(tensors, problems).items():
         if any(pattern.fullmatch(name) for pattern, _ in IGNORED):
             continue
         placed = _place(name, specs, problems)
         if placed is None:
             continue
-        source = name if name in tensors else _other_name(name, tensors)
         target, index, layout = placed
+        if placed[:2] in filled:
+            problems.append(f"{source} and {filled[placed[:2]]} fill the same parameter")
         _check(source, tensors[source], specs[target].shape[len(index) :], layout, problems)
         filled[target, index] = source
         assignments.append(Assignment(source, target, index, layout))
@@ -191,7 +191,9 @@ def plan_conversion(
         # Published two-view networks start from one decoder; as there, the second is a copy.
         log.warning("no tensor is named dec_blocks2.*: both views get the decoder dec_blocks")
         twins = [
-            dataclasses.replace(a, index=(a.index[0], 1)) for a in assignments if a.index[1:] == (0,)
+            dataclasses.replace(a, index=(a.index[0], 1))
+            for a in assignments
+            if a.index[1:] == (0,)
         ]
         assignments += twins
         filled |= {(a.target, a.index): a.source for a in twins}
@@ -204,18 +206,14 @@ def plan_conversion(
     return assignments
 
 
-def _once(tensors: Mapping[str, np.ndarray], problems: list[str]) -> list[str]:
-    """The canonical names; tensors stored under two names must be equal."""
+def _once(tensors: Mapping[str, np.ndarray], problems: list[str]) -> dict[str, str]:
+    """Canonical name -> stored name; a tensor stored under two names must be the same twice."""
     seen: dict[str, str] = {}
     for name, value in tensors.items():
         other = seen.setdefault(canonical(name), name)
         if other != name and not np.array_equal(value, tensors[other]):
             problems.append(f"{other} and {name} must be the same tensor, but differ")
-    return list(seen)
-
-
-def _other_name(name: str, tensors: Mapping[str, np.ndarray]) -> str:
-    return next(other for other in tensors if canonical(other) == name)
+    return seen
 
 
 def _place(name, specs, problems) -> tuple[str, tuple[int, ...], Layout] | None:
@@ -225,14 +223,16 @@ def _place(name, specs, problems) -> tuple[str, tuple[int, ...], Layout] | None:
             continue
         target, index = matched
         if target not in specs:
-            problems.append(f"unknown tensor {name}: the network has no such part")
+            problems.append(f"unknown tensor {printable(name)}: the network has no such part")
             return None
         stacked = specs[target].shape[: len(index)]
         if any(i >= n for i, n in zip(index, stacked, strict=True)):
-            problems.append(f"unknown tensor {name}: the network has {stacked[0]} such layers")
+            problems.append(
+                f"unknown tensor {printable(name)}: the network has {stacked[0]} such layers"
+            )
             return None
         return target, index, rule.layout
-    problems.append(f"unknown tensor {name}")
+    problems.append(f"unknown tensor {printable(name)}")
     return None
 
 
@@ -265,7 +265,7 @@ def _published_name(target: str, index: tuple[int, ...]) -> str:
         template = re.sub(r"\\\.", ".", rule.pattern.pattern)
         layer = str(index[0]) if index else ""
         twin = "2" if index[1:] == (1,) else ""
-        template = template.replace(r"(?P<layer>\d+)", layer).replace("(?P<twin>2?)", twin)
+        template = template.replace("(?P<layer>[0-9]{1,4})", layer).replace("(?P<twin>2?)", twin)
         for head in "12":
             spelled = template.replace("(?P<head>[12])", head)
             for k in "01234":

@@ -13,7 +13,6 @@ import json
 import pathlib
 import re
 import shutil
-import socket
 import ssl
 import time
 import urllib.error
@@ -112,13 +111,12 @@ class _CutError(Exception):
     """The transfer stopped early; worth another try."""
 
 
-def human(nbytes: float) -> str:
+def human(nbytes: int) -> str:
     """A number of bytes for people: ``2.75 GB``."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if nbytes >= 1000**power:
+            return f"{nbytes / 1000**power:.2f} {unit}"
+    return f"{nbytes} bytes"
 
 
 def sha256_of(path: pathlib.Path, progress: Progress | None = None) -> str:
@@ -341,14 +339,11 @@ def _transfer(
         try:
             return _attempt(url, part, timeout, published.about_bytes, progress)
         except urllib.error.URLError as error:
-            reason = error.reason
-            unreachable = isinstance(
-                reason, (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError)
-            )
-            if unreachable and most == start:
+            # No connection at all: say so at once, unless there was one a moment ago.
+            if most == start:
                 raise DownloadError(
-                    f"{url}: cannot reach the server ({printable(reason)}); check the network "
-                    "connection, or fetch the file elsewhere and pass it to `convert`"
+                    f"{url}: cannot reach the server ({printable(error.reason)}); check the "
+                    "network, or fetch the file elsewhere and pass it to `convert`"
                 ) from error
             cause: Exception = error
         except (

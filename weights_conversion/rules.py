@@ -80,8 +80,8 @@ def _norm(source: str, target: str) -> list[Rule]:
     ]
 
 
-_ENC, _enc = r"enc_blocks\.(?P<layer>\d+)", "encoder.blocks"
-_DEC, _dec = r"dec_blocks(?P<twin>2?)\.(?P<layer>\d+)", "decoder.blocks"
+_ENC, _enc = r"enc_blocks\.(?P<layer>[0-9]{1,4})", "encoder.blocks"
+_DEC, _dec = r"dec_blocks(?P<twin>2?)\.(?P<layer>[0-9]{1,4})", "decoder.blocks"
 _HEAD, _head = r"downstream_head(?P<head>[12])", "head_{head}"
 _DPT, _dpt = _HEAD + r"\.dpt", _head + ".dense"
 _REFINE, _fusion = _DPT + r"\.scratch\.refinenet(?P<k>[1-4])", _dpt + ".fusion.{level}"
@@ -124,13 +124,13 @@ RULES: tuple[Rule, ...] = (
     *_layer(_HEAD + r"\.head_local_features\.fc1", _head + ".local_features.fc1", LINEAR),
     *_layer(_HEAD + r"\.head_local_features\.fc2", _head + ".local_features.fc2", LINEAR),
 )
-"""Published name -> parameter. A name that no rule and no ``IGNORED`` pattern matches is an error."""
+"""Published name -> parameter. A name that matches nothing here and in ``IGNORED`` is an error."""
 
 IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"mask_token"), "only the pre-training task masks patches"),
     (
         re.compile(_DPT + r"\.scratch\.refinenet4\.resConfUnit1\..*"),
-        "the coarsest fusion stage has nothing to merge; never used by the published network either",
+        "the coarsest fusion stage has nothing to merge; the published network never uses it",
     ),
 )
 """Published tensors that are left behind, with the reason."""

@@ -65,7 +65,7 @@ def _project(
     sample, cost = look(uv)
     damping = jnp.full_like(cost, config.lambda_init)
 
-    def iterate(_: int, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def iterate(_: Int[Array, ""], state: tuple[Array, ...]) -> tuple[Array, ...]:
         uv, sample, cost, damping = state
         e, du, dv = sample[:, :3], sample[:, 3:6], sample[:, 6:]
         a11 = jnp.sum(du * du, axis=-1) + damping
@@ -125,7 +125,7 @@ def _refine(
     offset_u, offset_v = (x.reshape(-1) for x in jnp.meshgrid(reach, reach, indexing="ij"))
     query = query.astype(jnp.float32)
 
-    def narrow(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def narrow(k: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         best, best_score = state
         dilation = config.dilation - k
         u = (best % width)[:, None] + dilation * offset_u

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from slam.io.calibration import find_calibration
 from slam.io.frames import SourceError, SourceFrame
 from slam.io.images import check_one_size, list_images, read_rgb
 
@@ -16,7 +17,8 @@ DEFAULT_FPS = 30.0
 class FolderSource:
     """The images directly in a folder, in natural order (``2.png`` before ``10.png``).
 
-    A frame's timestamp is its number in the folder divided by ``fps``. Every header is looked at on
+    A frame's timestamp is its number in the folder divided by ``fps``; a ``calibration.txt`` beside
+    the images (``fx fy cx cy``) gives their intrinsics. Every header is looked at on
     opening, so a stray file or a mixture of sizes is refused before any work is done. Raises
     ``SourceError`` for a folder without images, an unreadable one and mixed sizes.
     """
@@ -30,7 +32,7 @@ class FolderSource:
         self._files = list_images(self.path)
         if not self._files:
             raise SourceError(f"{self.path}: folder without images{_elsewhere(self.path)}")
-        check_one_size(self._files)
+        self.K = find_calibration(self.path, check_one_size(self._files))
         self.num_frames: int | None = len(self._files)
 
     def __iter__(self) -> Iterator[SourceFrame]:
@@ -43,6 +45,7 @@ class FolderSource:
                 index=index,
                 timestamp=index / self.fps,
                 rgb=_read(self._files[index]),
+                K=self.K,
                 origin=str(self._files[index]),
             )
 

@@ -39,13 +39,17 @@ def image_size(path: pathlib.Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def check_one_size(paths: list[pathlib.Path]) -> None:
-    """Raise ``SourceError`` unless all headers are readable and tell one image size."""
+def check_one_size(paths: list[pathlib.Path]) -> tuple[int, int]:
+    """The images' common ``(width, height)``.
+
+    Raises ``SourceError`` unless all headers are readable and tell the same.
+    """
     first = image_size(paths[0])
     for path in paths[1:]:
         size = image_size(path)
         if size != first:
             raise SourceError(mixed_sizes(str(path), size, str(paths[0]), first))
+    return first
 
 
 def mixed_sizes(

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image, UnidentifiedImageError
 
+from slam.io.calibration import read_calibration
 from slam.io.folder import FolderSource
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.tum import TumSource
@@ -29,13 +30,15 @@ def open_source(
     max_frames: int | None = None,
     depth_scale: float | None = None,
     fps: float | None = None,
+    calibration: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Open a video, a folder of images, a TUM RGB-D folder or a ``procedural:`` scene.
 
     ``start`` frames are skipped, then every ``stride``-th is taken, at most ``max_frames``; frames
     are numbered from 0 after that. ``depth_scale`` is the number of units per metre in a TUM
     folder's depth images: 5000 if not given, 1000 for millimetres. ``fps`` replaces a video's
-    timestamps and spaces those of an image folder (30 if not given).
+    timestamps and spaces those of an image folder (30 if not given). ``calibration`` is a text file
+    ``fx fy cx cy`` with the intrinsics of the images, in place of whatever the source has.
 
     Raises ``SourceError`` with the place and the way out for anything that cannot be used.
     """
@@ -57,6 +60,8 @@ def open_source(
             f"{path_or_uri}: fps is for videos and image folders only, this source has its own "
             "timestamps; leave it out"
         )
+    if calibration is not None:
+        source = CalibratedSource(source, calibration)
     if (start, stride, max_frames) == (0, 1, None):
         return source
     return SlicedSource(source, start, stride, max_frames)
@@ -91,14 +96,39 @@ class SlicedSource:
                 )
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        cut = self.positions
-        frames = (
-            self.source.select(cut)
-            if isinstance(self.source, Selectable)
-            else itertools.islice(self.source, cut.start, cut.stop, cut.step)
-        )
-        for index, frame in enumerate(frames):
+        for index, frame in enumerate(_select(self.source, self.positions)):
             yield dataclasses.replace(frame, index=index)
+
+
+class CalibratedSource:
+    """A source whose images have the intrinsics of a calibration file, read on opening.
+
+    Raises ``SourceError`` while iterating if the principal point is outside an image.
+    """
+
+    def __init__(self, source: Source, calibration: str | os.PathLike[str]) -> None:
+        self.source = source
+        self.name = source.name
+        self.num_frames = source.num_frames
+        self.calibration = pathlib.Path(calibration)
+        read_calibration(self.calibration)
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        return self.select(slice(None))
+
+    def select(self, positions: slice) -> Iterator[SourceFrame]:
+        """The frames at ``positions``."""
+        K = None
+        for frame in _select(self.source, positions):
+            if K is None:
+                K = read_calibration(self.calibration, (frame.rgb.shape[1], frame.rgb.shape[0]))
+            yield dataclasses.replace(frame, K=K)
+
+
+def _select(source: Source, positions: slice) -> Iterator[SourceFrame]:
+    if isinstance(source, Selectable):
+        return source.select(positions)
+    return itertools.islice(source, positions.start, positions.stop, positions.step)
 
 
 def _recognise(location: str, depth_scale: float | None, fps: float | None) -> Source:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from slam.evaluation import associate
+from slam.io.calibration import find_calibration
 from slam.io.frames import SourceError, SourceFrame
 from slam.io.images import check_one_size, read_depth, read_rgb
 from slam.io.tables import read_table
@@ -52,9 +53,9 @@ class TumSource:
         self._rgb = _read_list(self.path / "rgb.txt", "image")
         if not self._rgb:
             raise SourceError(f"{self.path / 'rgb.txt'}: no images; expected lines 'time file'")
-        check_one_size([entry.path for entry in self._rgb])
+        size = check_one_size([entry.path for entry in self._rgb])
         self.num_frames: int | None = len(self._rgb)
-        self.K = _read_calibration(self.path / "calibration.txt")
+        self.K = find_calibration(self.path, size)
         self.ground_truth: Trajectory | None = None
         """Everything in ``groundtruth.txt``, at its own rate."""
         if (self.path / "groundtruth.txt").is_file():
@@ -147,20 +148,3 @@ def _read_list(listing: pathlib.Path, kind: str) -> list[_Listed]:
             raise SourceError(f"{listing}:{row.line}: missing {kind} {' '.join(name)}")
         entries.append(_Listed(timestamp, file))
     return entries
-
-
-def _read_calibration(path: pathlib.Path) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    rows = read_table(path)
-    if len(rows) != 1:
-        raise SourceError(f"{path}: expected one line 'fx fy cx cy', found {len(rows)}")
-    if len(rows[0].fields) > 4:
-        raise SourceError(
-            f"{path}:{rows[0].line}: expected 4 numbers 'fx fy cx cy', found "
-            f"{len(rows[0].fields)}; images with distortion have to be undistorted first"
-        )
-    fx, fy, cx, cy = rows[0].numbers(path, count=4, expected="fx fy cx cy")
-    if fx <= 0 or fy <= 0:
-        raise SourceError(f"{path}:{rows[0].line}: focal lengths must be positive pixels")
-    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])

@@ -44,7 +44,9 @@ class VideoSource:
             self._nominal_fps = rate if math.isfinite(rate) and 0 < rate <= 1000 else DEFAULT_FPS
             self.num_frames = int(declared) if declared >= 1 else None
             if not capture.read()[0]:
-                raise SourceError(f"{self.path}: video without a frame that can be decoded")
+                raise SourceError(
+                    f"{self.path}: video without a frame that can be decoded; it may be cut short"
+                )
 
     def __iter__(self) -> Iterator[SourceFrame]:
         return self.select(slice(None))

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
+from slam.world.dice import Dice
 from slam.world.texture import BRICKS, CHECKS, DOTS, MOSAIC, PLAIN, STRIPES, Materials
 
 Range = tuple[float, float]
@@ -113,7 +113,8 @@ THINGS = (_BRIGHT,)
 LAMPS = (_LAMP,)
 
 _NUMBERS = 15
-"""Random numbers that make a material."""
+NUMBERS_PER_MATERIAL = _NUMBERS + 1
+"""Random numbers that make a material; the last one is its seed."""
 
 
 def hsv(
@@ -125,11 +126,10 @@ def hsv(
     return v[..., None] * (1.0 + s[..., None] * (pure - 1.0))
 
 
-def random_materials(key: PRNGKeyArray, choices: list[tuple[Look, ...]]) -> Materials:
+def random_materials(dice: Dice, choices: list[tuple[Look, ...]]) -> Materials:
     """For each surface, a random material of one of the looks it may have."""
     kinds = list(dict.fromkeys(look for looks in choices for look in looks))
-    keys = jax.random.split(key)
-    random = jax.random.uniform(keys[0], (len(choices), _NUMBERS), jnp.float32)
+    random = dice.uniform((len(choices), _NUMBERS))
 
     def one_of(options: Int[Array, "m o"], count: Int[Array, "m"], column: int) -> Array:
         index = jnp.floor(random[:, column] * count.astype(jnp.float32)).astype(jnp.int32)
@@ -167,7 +167,7 @@ def random_materials(key: PRNGKeyArray, choices: list[tuple[Look, ...]]) -> Mate
         sharpness=draw("sharpness", 14),
         blotch=number("blotch"),
         emission=number("emission"),
-        seed=jax.random.bits(keys[1], (len(choices),), jnp.uint32),
+        seed=dice.bits((len(choices),)),
     )
 
 

@@ -29,7 +29,7 @@ class PathConfig:
     """Between the loop and the border of the free region, so that shaking stays clear of it."""
     height: tuple[float, float] = (1.3, 1.65)
     """Range of the height above the floor, before shaking."""
-    look: tuple[float, float] = (20.0, 55.0)
+    look: tuple[float, float] = (35.0, 75.0)
     """Range of the direction of view: 0 is outwards, 90 along the walk."""
     pitch: tuple[float, float] = (-20.0, 0.0)
     """Range of the elevation of the view."""

@@ -7,6 +7,7 @@ with shadows): a surface point has one colour in all views, up to the filtering 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,10 @@ Vector = tuple[Array, Array, Array]
 """Components held apart: long contiguous arrays are what vectorises."""
 
 
+def _vector(component: Callable[[int], Array]) -> Vector:
+    return component(0), component(1), component(2)
+
+
 def _away_from_zero(x: Array) -> Array:
     return jnp.where(jnp.abs(x) < 1e-9, 1e-9, x)
 
@@ -75,7 +80,7 @@ def _round(o: tuple[Array, ...], d: tuple[Array, ...], radius: Array) -> tuple[A
     return middle - reach, jnp.where(square > 0.0, middle + reach, -_FAR)
 
 
-def _box(o: Vector, d: Vector, half: Array) -> tuple[Array, Array]:
+def _box(o: Vector, d: Vector, half: Vector) -> tuple[Array, Array]:
     x, y, z = (_slab(o[i], d[i], half[i]) for i in range(3))
     return (
         jnp.maximum(jnp.maximum(x[0], y[0]), z[0]),
@@ -83,11 +88,11 @@ def _box(o: Vector, d: Vector, half: Array) -> tuple[Array, Array]:
     )
 
 
-def _sphere(o: Vector, d: Vector, half: Array) -> tuple[Array, Array]:
+def _sphere(o: Vector, d: Vector, half: Vector) -> tuple[Array, Array]:
     return _round(o, d, half[0])
 
 
-def _cylinder(o: Vector, d: Vector, half: Array) -> tuple[Array, Array]:
+def _cylinder(o: Vector, d: Vector, half: Vector) -> tuple[Array, Array]:
     side, caps = _round(o[:2], d[:2], half[0]), _slab(o[2], d[2], half[2])
     return jnp.maximum(side[0], caps[0]), jnp.minimum(side[1], caps[1])
 
@@ -96,27 +101,30 @@ def _nearest_solid(
     room: Room, origin: Float[Array, "3"], d: Vector
 ) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
     """Ray parameter and index of the first solid on rays from one point outside all solids."""
+    # One row a solid and a scan over rows: a small program, and the rays stay in the cache.
+    frame = jnp.stack([jnp.cos(room.yaw), jnp.sin(room.yaw)], axis=-1)
+    half = jnp.where(room.active[:, None], room.half, -1.0)
+    table = jnp.concatenate([room.centre - origin, half, frame], axis=-1)
+    spheres = room.num_boxes + room.num_spheres
     parts = (
-        (_box, slice(0, room.num_boxes)),
-        (_sphere, slice(room.num_boxes, room.num_boxes + room.num_spheres)),
-        (_cylinder, slice(room.num_boxes + room.num_spheres, None)),
+        (_box, table[: room.num_boxes]),
+        (_sphere, table[room.num_boxes : spheres]),
+        (_cylinder, table[spheres:]),
     )
-    indices = jnp.arange(room.yaw.shape[0], dtype=jnp.int32)
-    table = (room.centre, room.half, jnp.cos(room.yaw), jnp.sin(room.yaw), room.active, indices)
-    best = jnp.full_like(d[0], _FAR), jnp.zeros(d[0].shape, jnp.int32)
+    carry = jnp.full_like(d[0], _FAR), jnp.zeros(d[0].shape, jnp.int32), jnp.int32(0)
     for intersect, rows in parts:
 
-        def body(best, solid, intersect=intersect):
-            centre, half, c, s, active, index = solid
-            rel = origin - centre
-            o = (c * rel[0] + s * rel[1], c * rel[1] - s * rel[0], rel[2])
+        def nearer(carry, row, intersect=intersect):
+            best, best_index, index = carry
+            x, y, z, hx, hy, hz, c, s = row
+            o = (-c * x - s * y, s * x - c * y, -z)
             local = (c * d[0] + s * d[1], c * d[1] - s * d[0], d[2])
-            near, far = intersect(o, local, half)
-            hit = active & (near < far) & (near > 0.0) & (near < best[0])
-            return (jnp.where(hit, near, best[0]), jnp.where(hit, index, best[1])), None
+            near, far = intersect(o, local, (hx, hy, hz))
+            hit = (hx > 0.0) & (near < far) & (near > 0.0) & (near < best)
+            return (jnp.where(hit, near, best), jnp.where(hit, index, best_index), index + 1), None
 
-        best, _ = jax.lax.scan(body, best, jax.tree.map(lambda leaf, r=rows: leaf[r], table))
-    return best
+        carry, _ = jax.lax.scan(nearer, carry, rows)
+    return carry[0], carry[1]
 
 
 def _room_exit(
@@ -139,7 +147,7 @@ def _shapes(room: Room) -> Float[Array, "m 9"]:
     walls = jnp.tile(0.5 * room.size, (NUM_FACES, 1))
     n = room.yaw.shape[0]
     counts = (NUM_FACES, room.num_boxes, room.num_spheres, n - room.num_boxes - room.num_spheres)
-    kind = np.repeat(np.float32([_WALL, _BOX, _BALL, _TUBE]), counts)
+    kind = np.repeat(np.array([_WALL, _BOX, _BALL, _TUBE], np.float32), counts)
     yaw = jnp.concatenate([jnp.zeros(NUM_FACES, jnp.float32), room.yaw])
     return jnp.concatenate(
         [
@@ -202,7 +210,7 @@ def _light(room: Room, p: Vector, normal: Vector, config: RenderConfig) -> Float
     def add(total, light):
         position, colour = light
         # From the light to the surface, lifted off itself: rays then share their origin.
-        d = tuple(p[i] + 4e-3 * normal[i] - position[i] for i in range(3))
+        d = _vector(lambda i: p[i] + 4e-3 * normal[i] - position[i])
         square = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
         cosine = -(d[0] * normal[0] + d[1] * normal[1] + d[2] * normal[2])
         cosine = jnp.maximum(cosine, 0.0) * jax.lax.rsqrt(square + 1e-6)
@@ -227,13 +235,13 @@ def _cast(
     """Colour and geometry along rays with unit z; ``angle`` is the width of a pixel at z = 1."""
     origin = T_WC[:3, 3]
     x, y = rays_C[:, 0], rays_C[:, 1]
-    d = tuple(T_WC[i, 0] * x + T_WC[i, 1] * y + T_WC[i, 2] for i in range(3))
+    d = _vector(lambda i: T_WC[i, 0] * x + T_WC[i, 1] * y + T_WC[i, 2])
     t_wall, face = _room_exit(room.size, origin, d)
     t_solid, solid = _nearest_solid(room, origin, d)
     is_solid = t_solid < t_wall
     t = jnp.where(is_solid, t_solid, t_wall)
     object_id = jnp.where(is_solid, solid + NUM_FACES, face)
-    p = tuple(origin[i] + t * d[i] for i in range(3))
+    p = _vector(lambda i: origin[i] + t * d[i])
     normal, u, v, side = _surface(room, object_id, p)
 
     length = jnp.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])

@@ -7,7 +7,6 @@ upright elliptic cylinder ``(x/a)^2 + (y/b)^2 < 1`` between two heights, where c
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ops.records import Record, record, static_field
 from slam.world import looks
+from slam.world.dice import Dice
 from slam.world.texture import Materials
 
 NUM_FACES = 6
@@ -46,6 +46,14 @@ class RoomConfig:
     floor_spheres: int = 4
     floor_cylinders: int = 4
     lamps: int = 2
+
+    @property
+    def num_solids(self) -> int:
+        """How many solids a room has, active or not."""
+        boxes = 4 * (self.cabinets_per_wall + self.pictures_per_wall) + 3 * self.tables
+        things = self.table_boxes + self.table_spheres + self.table_cylinders
+        standing = self.floor_boxes + self.floor_spheres + self.floor_cylinders
+        return boxes + things + standing + self.lamps
 
 
 @record
@@ -87,33 +95,6 @@ class _Solids(Record):
     active: Bool[Array, "n"]
 
 
-class _Dice:
-    """Hands out parts of one block of random numbers; one generator call compiles in no time.
-
-    (A room drawn with a key for each quantity takes a minute to compile on a CPU.)
-    """
-
-    def __init__(self, key: PRNGKeyArray, count: int):
-        self._block = jax.random.uniform(key, (count,), jnp.float32)
-        self._used = 0
-
-    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Array:
-        count = math.prod(shape)
-        if self._used + count > self._block.size:
-            raise AssertionError(f"a room needs more than {self._block.size} random numbers")
-        part = self._block[self._used : self._used + count]
-        self._used += count
-        return (low + (high - low) * part).reshape(shape)
-
-    def chance(self, probability: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-        return self.uniform(shape) < probability
-
-    def between(self, n: int, low: tuple[float, ...], high: tuple[float, ...]) -> Array:
-        """``n`` points of a box with the given corners."""
-        low_, high_ = jnp.array(low, jnp.float32), jnp.array(high, jnp.float32)
-        return low_ + self.uniform((n, len(low))) * (high_ - low_)
-
-
 def _solids(centre: Array, half: Array, yaw: Array | None = None, active: Array | None = None):
     n = centre.shape[0]
     return _Solids(
@@ -125,7 +106,7 @@ def _solids(centre: Array, half: Array, yaw: Array | None = None, active: Array 
 
 
 def _against_walls(
-    dice: _Dice, size: Array, per_wall: int, width: Array, depth: Array, low: Array, high: Array
+    dice: Dice, size: Array, per_wall: int, width: Array, depth: Array, low: Array, high: Array
 ) -> _Solids:
     """Boxes with their backs on the four walls, each in its own stretch of wall."""
     n = 4 * per_wall
@@ -153,14 +134,14 @@ def _against_walls(
     return _solids(centre, half)
 
 
-def _on_floor(dice: _Dice, size: Array, n: int, half: Array) -> tuple[Array, Array]:
+def _on_floor(dice: Dice, size: Array, n: int, half: Array) -> tuple[Array, Array]:
     """Centres (standing on the floor, anywhere) and yaws for solids of the given half extents."""
     room = 0.5 * size[:2] - jnp.max(half[:, :2], axis=-1, keepdims=True) * 1.42
     xy = dice.uniform((n, 2), -1.0, 1.0) * room
     return jnp.concatenate([xy, half[:, 2:]], axis=-1), dice.uniform((n,), -jnp.pi, jnp.pi)
 
 
-def _tables(dice: _Dice, size: Array, n: int) -> _Solids:
+def _tables(dice: Dice, size: Array, n: int) -> _Solids:
     """Tables: a top (the first ``n`` boxes) and two panels each (the rest)."""
     half = dice.between(n, (0.4, 0.25, 0.18), (0.8, 0.45, 0.38))
     standing, yaw = _on_floor(dice, size, n, half)
@@ -183,23 +164,34 @@ def _tables(dice: _Dice, size: Array, n: int) -> _Solids:
     )
 
 
-def _on_tables(dice: _Dice, tops: _Solids, half: Array) -> _Solids:
-    """Things standing on random table tops; they exist where their table does."""
+def _on_tables(dice: Dice, tops: _Solids, *halves: Array) -> list[_Solids]:
+    """Groups of things standing on random table tops; they exist where their table does."""
+    half = jnp.concatenate(halves)
     n = half.shape[0]
     which = jnp.floor(dice.uniform((n,)) * tops.centre.shape[0]).astype(jnp.int32)
-    yaw = tops.yaw[which]
-    room = tops.half[which, :2] - jnp.max(half[:, :2], axis=-1, keepdims=True)
-    local = dice.uniform((n, 2), -1.0, 1.0) * jnp.maximum(room, 0.0)
-    c, s = jnp.cos(yaw), jnp.sin(yaw)
-    x = c * local[:, 0] - s * local[:, 1] + tops.centre[which, 0]
-    y = s * local[:, 0] + c * local[:, 1] + tops.centre[which, 1]
-    z = tops.centre[which, 2] + tops.half[which, 2] + half[:, 2]
-    return _solids(
-        jnp.stack([x, y, z], axis=-1),
-        half,
-        yaw + dice.uniform((n,), -0.6, 0.6),
-        tops.active[which],
-    )
+    top = jax.tree.map(lambda leaf: leaf[which], tops)
+    room = top.half[:, :2] - jnp.max(half[:, :2], axis=-1, keepdims=True)
+    x, y = (dice.uniform((n, 2), -1.0, 1.0) * jnp.maximum(room, 0.0)).T
+    c, s = jnp.cos(top.yaw), jnp.sin(top.yaw)
+    z = top.half[:, 2] + half[:, 2]
+    centre = top.centre + jnp.stack([c * x - s * y, s * x + c * y, z], axis=-1)
+    yaw = top.yaw + dice.uniform((n,), -0.6, 0.6)
+    return _split(_Solids(centre=centre, half=half, yaw=yaw, active=top.active), halves)
+
+
+def _standing(dice: Dice, size: Array, *halves: Array) -> list[_Solids]:
+    """Groups of solids anywhere on the floor."""
+    half = jnp.concatenate(halves)
+    centre, yaw = _on_floor(dice, size, half.shape[0], half)
+    return _split(_solids(centre, half, yaw), halves)
+
+
+def _split(solids: _Solids, like: tuple[Array, ...]) -> list[_Solids]:
+    ends = np.cumsum([part.shape[0] for part in like])
+    return [
+        jax.tree.map(lambda leaf, a=end - part.shape[0], b=end: leaf[a:b], solids)
+        for part, end in zip(like, ends, strict=True)
+    ]
 
 
 def _leaves_free(solids: _Solids, semi_axes: Array, height: Array) -> Bool[Array, "n"]:
@@ -233,10 +225,8 @@ def random_room(key: PRNGKeyArray, config: RoomConfig = RoomConfig()) -> Room:
     outside every solid whatever the key.
     """
     c = config
-    keys = jax.random.split(key)
-    per_wall, things = c.cabinets_per_wall + c.pictures_per_wall, c.tables + c.table_boxes
-    things += c.table_spheres + c.table_cylinders + c.floor_boxes + c.floor_spheres
-    dice = _Dice(keys[0], 64 + 12 * (4 * per_wall + things + c.floor_cylinders + c.lamps))
+    # 16 numbers place a solid at the most.
+    dice = Dice(key, 64 + (16 + looks.NUMBERS_PER_MATERIAL) * (NUM_FACES + c.num_solids))
     size = jnp.concatenate([dice.uniform((2,), *c.length), dice.uniform((1,), *c.height)])
     semi_axes = 0.5 * size[:2] - c.margin
     free_height = jnp.array(c.free_height, jnp.float32)
@@ -267,21 +257,21 @@ def random_room(key: PRNGKeyArray, config: RoomConfig = RoomConfig()) -> Room:
     stands = dice.chance(c.clutter, (c.tables,)) & _leaves_free(tops, semi_axes, free_height)
     tables = tables.replace(active=jnp.tile(stands, 3))
     tops = tops.replace(active=stands)
-    books = _on_tables(
-        dice, tops, dice.between(c.table_boxes, (0.06, 0.05, 0.02), (0.2, 0.15, 0.2))
-    )
     ball, tube = jnp.array([0, 0, 0]), jnp.array([0, 0, 1])
-    fruit = _on_tables(dice, tops, dice.between(c.table_spheres, (0.06,), (0.16,))[:, ball])
-    half = dice.between(c.table_cylinders, (0.04, 0.06), (0.12, 0.22))[:, tube]
-    vases = _on_tables(dice, tops, half)
-
-    def standing(half: Array) -> _Solids:
-        centre, yaw = _on_floor(dice, size, half.shape[0], half)
-        return _solids(centre, half, yaw)
-
-    crates = standing(dice.between(c.floor_boxes, (0.12, 0.12, 0.1), (0.34, 0.34, 0.6)))
-    balls = standing(dice.between(c.floor_spheres, (0.12,), (0.35,))[:, ball])
-    columns = standing(dice.between(c.floor_cylinders, (0.1, 0.15), (0.28, 0.9))[:, tube])
+    books, fruit, vases = _on_tables(
+        dice,
+        tops,
+        dice.between(c.table_boxes, (0.06, 0.05, 0.02), (0.2, 0.15, 0.2)),
+        dice.between(c.table_spheres, (0.06,), (0.16,))[:, ball],
+        dice.between(c.table_cylinders, (0.04, 0.06), (0.12, 0.22))[:, tube],
+    )
+    crates, balls, columns = _standing(
+        dice,
+        size,
+        dice.between(c.floor_boxes, (0.12, 0.12, 0.1), (0.34, 0.34, 0.6)),
+        dice.between(c.floor_spheres, (0.12,), (0.35,))[:, ball],
+        dice.between(c.floor_cylinders, (0.1, 0.15), (0.28, 0.9))[:, tube],
+    )
 
     groups = [
         (cabinets, looks.CABINETS),
@@ -305,7 +295,7 @@ def random_room(key: PRNGKeyArray, config: RoomConfig = RoomConfig()) -> Room:
     choices = [looks.WALLS] * 4 + [looks.FLOORS, looks.CEILINGS]
     for group, kinds in groups:
         choices += [kinds] * group.yaw.shape[0]
-    materials = looks.random_materials(keys[1], choices)
+    materials = looks.random_materials(dice, choices)
     # The panels of a table are made of what its top is made of.
     rows = np.arange(len(choices))
     first = NUM_FACES + cabinets.yaw.shape[0] + pictures.yaw.shape[0]

@@ -44,7 +44,9 @@ def published_shapes(keys_file: str) -> dict[str, list[int]]:
 
 def formula_tensors(keys_file: str) -> dict[str, np.ndarray]:
     formula.selfcheck()
-    return {name: formula.weight(name, shape) for name, shape in published_shapes(keys_file).items()}
+    return {
+        name: formula.weight(name, shape) for name, shape in published_shapes(keys_file).items()
+    }
 
 
 @functools.cache
@@ -74,7 +76,11 @@ def part(key: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
         step = int(which)
         if name.endswith("mlp_raw"):
             return values[name][::step]
-        return values[name][..., ::step, ::step] if name[:4] == "head" else values[name][::step, ::step]
+        return (
+            values[name][..., ::step, ::step]
+            if name[:4] == "head"
+            else values[name][::step, ::step]
+        )
     name, _, which = key.partition("_rows16to32")
     return values[name][:, 16:32] if _ else values[name]
 

@@ -1,5 +1,6 @@
 """Image preparation against the original's own outputs, closed forms and plain loops."""
 
+import functools
 import json
 import zlib
 
@@ -12,6 +13,7 @@ from tests.conftest import DATA
 CASES = json.loads((DATA / "network" / "preprocess.json").read_text())["cases"]
 
 
+@functools.cache
 def drawn_image(seed: int, height: int, width: int) -> np.ndarray:
     """The picture the goldens were made from: band-limited waves and noise (CRC checked below)."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 
 from mast3r_jax import MASt3R
-from tests.mast3r_jax.golden_network import TINY, assert_matches, error, fields, image, part, tiny_network
+from tests.mast3r_jax.golden_network import (
+    TINY,
+    assert_matches,
+    error,
+    fields,
+    image,
+    part,
+    tiny_network,
+)
 
 SHAPE = (80, 128)
 
@@ -94,20 +102,32 @@ def test_intermediates_match_the_original(golden):
     assert not failures
 
 
+# Relative RMS error of bfloat16. A value is rounded to 8 bits (RMS 0.1 %) about four times per
+# block over 13 blocks on the longest path, and such independent errors add up as their root:
+# 0.001 * sqrt(52) = 0.7 %; the bound is three times that. Points and confidences are exponentials
+# of the head's output, which multiplies the error by that output's range (up to 4.5 here).
+BFLOAT16_BOUND = {"feat": 0.02, "dec": 0.02, "desc": 0.02, "desc_conf": 0.09}
+BFLOAT16_BOUND |= {"conf": 0.09, "pts3d": 0.09}
+
+
 def test_bfloat16_stays_near_float32(golden):
     tokens, pair, taps = traced_pair("bfloat16")
     assert tokens.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(pair))
     found = outputs(tokens, pair, taps["decoder"])
-    for key, value in golden("network/tiny_80x128").items():
-        print(key, error(part(key, found), value), np.abs(part(key, found) - value).mean(), np.sqrt(np.mean((part(key, found) - value)**2)/np.mean(value**2)), np.linalg.norm(part(key, found) - value)/np.linalg.norm(value-value.mean()))
+    for key, expected in golden("network/tiny_80x128").items():
+        difference = np.linalg.norm(part(key, found) - expected)
+        relative = difference / np.linalg.norm(expected - expected.mean())
+        bound = BFLOAT16_BOUND[key.split("_every")[0].rstrip("12").rstrip("_")]
+        # Below a tenth of one rounding it would not have been bfloat16.
+        assert 1e-4 < relative < bound, (key, relative)
 
 
 def test_is_a_pytree_that_jit_compiles_once():
     encode = jax.jit(lambda model, images: model.encode(images))
     images = image(1, 32, 48)
     small = tiny_network()
-    doubled = jax.tree.map(lambda leaf: 2 * leaf, small)
+    doubled = jax.tree.map(lambda leaf: jnp.asarray(2 * np.asarray(leaf)), small)
     assert encode(small, images).shape == (1, 6, TINY.enc_dim)
     assert not np.allclose(encode(small, images), encode(doubled, images))
     assert encode._cache_size() == 1

@@ -100,7 +100,7 @@ def test_random_damage_is_read_or_refused(tmp_path):
     whole = small.read_bytes()
     rng = np.random.default_rng(1)
     outcomes = set()
-    for _ in range(1000):
+    for _ in range(500):
         damaged = bytearray(whole)
         for at in rng.integers(0, len(whole), rng.integers(1, 4)):
             damaged[at] = rng.integers(0, 256)
@@ -261,7 +261,7 @@ def test_inflation_is_bounded(tmp_path):
         (b"\x80\x02\x8b\xff\xff\xff\x7f1.", "damaged or hostile"),  # integer of 2 GB
         (b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.", "damaged or hostile"),  # frame of 2^63
         (b"\x80\x02}r\xff\xff\xff\xff0.", "damaged or hostile"),  # memo slot 2^32: no table
-        (b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.", "a dict key is a tuple"),  # deep hash
+        (b"\x80\x02})" + b"\x85" * 1000 + b"Ns.", "a dict key is a tuple"),  # hash() would recurse
         (b"\x80\x02}]Ns.", "a dict key is a list"),
         (b"\x80\x02.", "damaged or hostile"),
         (b"\x80\x020.", "damaged or hostile"),
@@ -278,12 +278,12 @@ def test_malformed_pickles_are_refused(program, message):
 
 
 def test_deep_nesting_is_harmless():
-    """A list in a list, 50000 times, neither recurses while reading nor while being freed."""
-    value = read_inert_pickle(a.program(b"]" * 50_000 + b"a" * 49_999), "deep.pth")
+    """A list in a list, 20000 times, neither recurses while reading nor while being freed."""
+    value = read_inert_pickle(a.program(b"]" * 20_000 + b"a" * 19_999), "deep.pth")
     depth = 0
     while value:
         value, depth = value[0], depth + 1
-    assert depth == 49_999
+    assert depth == 19_999
 
 
 # Hostile pickles: nothing runs, the message names what was asked for

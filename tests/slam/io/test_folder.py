@@ -70,6 +70,13 @@ def test_exif_rotation_is_applied_and_counts_for_the_size(tmp_path):
     np.testing.assert_array_equal(first.rgb, second.rgb)
 
 
+def test_calibration_beside_the_images(tmp_path):
+    write_images(tmp_path, ["0.png", "1.png"])
+    (tmp_path / "calibration.txt").write_text("60 61 32.5 24.5\n")
+    for frame in FolderSource(tmp_path):
+        np.testing.assert_array_equal(frame.K, [[60, 0, 32.5], [0, 61, 24.5], [0, 0, 1]])
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(SourceError, match="nowhere: no such folder"):
         FolderSource(tmp_path / "nowhere")

@@ -77,6 +77,45 @@ def test_depth_scale_and_rate_reach_their_sources(tmp_path):
     assert list(open_source(folder, fps=5.0))[1].timestamp == 0.2
 
 
+@pytest.mark.parametrize("options", [{}, {"start": 1, "stride": 2}])
+def test_calibration_replaces_what_the_source_has(tmp_path, options):
+    video, office = write_video(tmp_path / "v.avi", 4), write_tum(tmp_path / "t")
+    (tmp_path / "K.txt").write_text("70 71 30 20")
+    for path in (video, office):
+        source = open_source(path, calibration=tmp_path / "K.txt", **options)
+        frames = list(source)
+        assert isinstance(source, Source) and len(frames) == source.num_frames
+        for frame in frames:
+            assert frame.K.tolist() == [[70, 0, 30], [0, 71, 20], [0, 0, 1]]
+    assert [number_of(f.rgb) for f in frames] == list(range(6))[
+        slice(1, None, 2) if options else slice(6)
+    ]
+
+
+def test_calibration_of_another_resolution_is_refused(tmp_path):
+    video = write_video(tmp_path / "v.avi", 4)
+    (tmp_path / "K.txt").write_text("700 710 300 200")
+    with pytest.raises(SourceError, match=r"K\.txt:1: principal point \(300, 200\) is outside"):
+        list(open_source(video, calibration=tmp_path / "K.txt"))
+    with pytest.raises(SourceError, match=r"none\.txt: cannot be read"):
+        open_source(video, calibration=tmp_path / "none.txt")
+
+
+def test_procedural_scenes_come_through_the_same_door(monkeypatch):
+    uris = []
+
+    def parse(uri):
+        uris.append(uri)
+        return Counting(7)
+
+    monkeypatch.setattr("slam.io.procedural.parse_procedural", parse)
+    source = open_source("procedural:room?seed=3", start=1, stride=3)
+    assert uris == ["procedural:room?seed=3"]
+    assert [number_of(f.rgb) for f in source] == [1, 4]
+    with pytest.raises(SourceError, match="fps is for videos and image folders only"):
+        open_source("procedural:room", fps=30.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -89,6 +89,12 @@ def test_comments_blank_lines_commas_and_names_with_blanks(office):
         ("calibration.txt", 2, "60 61 32", r"calibration\.txt:2: expected 4 numbers 'fx fy cx cy'"),
         ("calibration.txt", 2, "60 -61 32 24", r"calibration\.txt:2: focal lengths must be pos"),
         ("calibration.txt", 2, "60 61 32 24 .1 .2 0 0", r":2: .* have to be undistorted first"),
+        (
+            "calibration.txt",
+            2,
+            "60 61 64 24",
+            r":2: principal point \(64, 24\) is outside the images",
+        ),
         ("calibration.txt", 2, "", r"calibration\.txt: expected one line 'fx fy cx cy', found 0"),
     ],
 )

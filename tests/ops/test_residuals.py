@@ -1,0 +1,113 @@
+"""Measurement models: values against the formula, Jacobians analytic = forward = reverse = numeric."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ops import pinhole, rays, robust
+from ops.sim3 import Sim3
+
+K = np.array([[51.2, 0, 31.5], [0, 48.7, 23.5], [0, 0, 1]])
+
+
+def points_in_front(n: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.normal(size=(n, 2)), rng.uniform(0.2, 5, (n, 1))], axis=-1)
+
+
+def ray_model(Y):
+    return rays.psi(Y), rays.psi_with_jacobian(Y)
+
+
+def pixel_model(Y):
+    value, front, jacobian = pinhole.project_with_jacobian(Y, jnp.asarray(K), 1e-6)
+    return pinhole.project(Y, jnp.asarray(K), 1e-6)[0], (value, jacobian)
+
+
+@pytest.mark.parametrize("model", [ray_model, pixel_model])
+def test_jacobian_under_left_perturbation(model):
+    with jax.enable_x64(True):
+        Y = jnp.asarray(points_in_front())
+
+        def moved(xi, point):
+            return model(Sim3.exp(xi).apply(point))[0]
+
+        value, (same_value, jacobian) = model(Y)
+        np.testing.assert_array_equal(value, same_value)
+        zero = jnp.zeros(7)
+        forward, reverse = jax.jit(
+            jax.vmap(lambda p: (jax.jacfwd(moved)(zero, p), jax.jacrev(moved)(zero, p)))
+        )(Y)
+        # pixels are of order 1e3 here: 1e-10 is a relative rounding
+        np.testing.assert_allclose(jacobian, forward, rtol=1e-12, atol=1e-10)
+        np.testing.assert_allclose(jacobian, reverse, rtol=1e-12, atol=1e-10)
+        evaluate = jax.jit(jax.vmap(moved, in_axes=(None, 0)))
+        h = 1e-4
+        numeric = [
+            (8 * (evaluate(e, Y) - evaluate(-e, Y)) - evaluate(2 * e, Y) + evaluate(-2 * e, Y))
+            / (12 * h)
+            for e in h * np.eye(7)
+        ]
+        np.testing.assert_allclose(jacobian, np.stack(numeric, -1), rtol=1e-8, atol=1e-8)
+
+
+def test_psi_is_ray_and_distance():
+    X = points_in_front()
+    length = np.linalg.norm(X, axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        rays.psi(jnp.asarray(X, jnp.float32)), np.concatenate([X / length, length], -1), rtol=3e-7
+    )
+
+
+def test_the_origin_has_no_ray_and_no_nan():
+    origin = jnp.zeros((1, 3))
+    value, jacobian = rays.psi_with_jacobian(origin)
+    np.testing.assert_array_equal(value, np.zeros((1, 4)))
+    np.testing.assert_array_equal(jacobian, np.zeros((1, 4, 7)))
+    assert bool(jnp.all(jnp.isfinite(jax.jacrev(rays.psi)(origin))))
+    assert bool(jnp.all(jnp.isfinite(jax.jacfwd(rays.normalize)(origin))))
+
+
+def test_projection_flags_points_behind():
+    points = jnp.asarray([[0, 0, 1], [1, 1, 0], [0, 0, -1], [1, 0, 1e-7]], jnp.float32)
+    value, front, jacobian = pinhole.project_with_jacobian(points, jnp.asarray(K, jnp.float32), 1e-6)
+    np.testing.assert_array_equal(front, [True, False, False, False])
+    assert bool(jnp.all(jnp.isfinite(value))) and bool(jnp.all(jnp.isfinite(jacobian)))
+    np.testing.assert_allclose(value[0], [31.5, 23.5, 0])
+
+
+def test_constrain_to_rays_keeps_depth_and_pixel():
+    H, W = 5, 7
+    rng = np.random.default_rng(1)
+    X = rng.uniform(0.5, 3, (H * W, 3))
+    slid = np.asarray(
+        pinhole.constrain_to_rays(jnp.asarray(X, jnp.float32), jnp.asarray(K, jnp.float32), (H, W))
+    )
+    v, u = np.divmod(np.arange(H * W), W)
+    back = (K @ slid.T / slid[:, 2]).T
+    np.testing.assert_allclose(back[:, 0], u, atol=1e-5)
+    np.testing.assert_allclose(back[:, 1], v, atol=1e-5)
+    np.testing.assert_allclose(slid[:, 2], X[:, 2], rtol=1e-7)
+    with pytest.raises(ValueError, match="35 points for an image of 5 x 6"):
+        pinhole.constrain_to_rays(jnp.asarray(X, jnp.float32), jnp.asarray(K, jnp.float32), (5, 6))
+
+
+def test_inside_image_with_borders():
+    uv = jnp.asarray([[0, 0], [-9.9, 3], [-10, 3], [15.9, 3], [16, 3], [3, 14.9], [3, 15]])
+    inside = pinhole.inside_image(uv, (6, 7), -10.0)
+    np.testing.assert_array_equal(inside, [1, 1, 0, 1, 0, 1, 0])
+
+
+def test_huber_weight_is_the_derivative_of_hubers_loss():
+    k = 1.345
+    with jax.enable_x64(True):
+        r = jnp.asarray([-9.0, -1.4, -1.3, 0.0, 0.2, 1.3, 2.0, 1e6])
+
+        def loss(r):
+            return jnp.where(jnp.abs(r) < k, r * r / 2, k * (jnp.abs(r) - k / 2))
+
+        np.testing.assert_allclose(
+            robust.huber_weight(r, k) * r, jax.vmap(jax.grad(loss))(r), rtol=1e-15
+        )
+        assert float(robust.huber_weight(jnp.zeros(1), k)[0]) == 1.0
