@@ -1,13 +1,17 @@
 """Pure numerics of dense visual SLAM: Sim(3), residuals, matching, solvers, fusion."""
 
+from ops.xla_flags import avoid_wrong_reductions
+
+avoid_wrong_reductions()  # before anything computes
+
 from ops.fusion import FUSION_MODES as FUSION_MODES
 from ops.fusion import FusedPointmap as FusedPointmap
 from ops.fusion import average_confidence as average_confidence
 from ops.fusion import fuse as fuse
 from ops.fusion import init_fused as init_fused
 from ops.gauss_newton import gauss_newton as gauss_newton
-from ops.matching import Matches as Matches
 from ops.matching import MatchConfig as MatchConfig
+from ops.matching import Matches as Matches
 from ops.matching import iterative_projection as iterative_projection
 from ops.matching import match as match
 from ops.matching import refine_matches as refine_matches

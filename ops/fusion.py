@@ -87,9 +87,7 @@ def _weighted_pointmap(
     del score
     total = fused.confidence + confidence
     mean = fused.confidence[:, None] * fused.points + confidence[:, None] * points
-    return fused.replace(
-        points=mean / total[:, None], confidence=total, count=fused.count + 1
-    )
+    return fused.replace(points=mean / total[:, None], confidence=total, count=fused.count + 1)
 
 
 def _weighted_spherical(
@@ -103,9 +101,7 @@ def _weighted_spherical(
     turn = turn - 2 * jnp.pi * jnp.round(turn / (2 * jnp.pi))  # the short way round
     difference = (new[0] - old[0], turn, new[2] - old[2])
     mean = [a + share * d for a, d in zip(old, difference, strict=True)]
-    return fused.replace(
-        points=_from_spherical(*mean), confidence=total, count=fused.count + 1
-    )
+    return fused.replace(points=_from_spherical(*mean), confidence=total, count=fused.count + 1)
 
 
 def _indep_conf(

@@ -1,13 +1,14 @@
 """One Gauss-Newton loop, for whatever can be linearised and retracted.
 
-A problem supplies one function, ``step(x) -> (x_next, report)``: linearise at ``x``, solve, retract.
-The loop only counts, judges and stops. It stops after a step when the relative decrease of the cost
-or the length of the step falls under its threshold; the cost is the one the linearisation saw, that
-is, before the step, as in the original, whose first comparison (with infinity) never stops it.
+A problem supplies one function, ``step(x) -> (x_next, report)``: linearise at ``x``, solve,
+retract. The loop only counts, judges and stops. It stops after a step when the relative decrease
+of the cost or the length of the step falls under its threshold; the cost is the one the
+linearisation saw, that is, before the step, as in the original, whose first comparison (with
+infinity) never stops it.
 """
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class StepReport(Record):
     """Euclidean length of the tangent step."""
     positive_definite: Bool[Array, ""]
     """Whether the normal equations could be factorised."""
-    extra: object = None
+    extra: Any = None
     """Anything the caller wants to see of the last step (a pytree of fixed shapes)."""
 
 
@@ -45,7 +46,7 @@ class GaussNewtonResult(Record, Generic[X]):
     """How many linearisations were made, a failing one included."""
     status: Int[Array, ""]
     """A ``SolverStatus`` as int32."""
-    extra: object
+    extra: Any
     """``StepReport.extra`` of the last linearisation; zeros if there was none."""
 
 
@@ -90,9 +91,7 @@ def gauss_newton(
             _code(SolverStatus.MAX_ITERATIONS),
         )
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), x_next, result.x)
-        result = GaussNewtonResult(
-            kept, report.cost, result.iterations + 1, status, report.extra
-        )
+        result = GaussNewtonResult(kept, report.cost, result.iterations + 1, status, report.extra)
         return result, status != _code(SolverStatus.MAX_ITERATIONS)
 
     start = GaussNewtonResult(

@@ -5,12 +5,11 @@ skew is not modelled.
 """
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 
-def pixel_grid(
-    image_shape: tuple[int, int], dtype: jnp.dtype = jnp.dtype("float32")
-) -> Float[Array, "hw 2"]:
+def pixel_grid(image_shape: tuple[int, int], dtype: DTypeLike = "float32") -> Float[Array, "hw 2"]:
     """Coordinates ``(u, v)`` of every pixel, in the order of the linear index ``u + W*v``."""
     height, width = image_shape
     v, u = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")

@@ -4,13 +4,26 @@
 depth is, and the weakly weighted distance keeps a pure rotation solvable.
 """
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def dot(a: Float[Array, "*a d"], b: Float[Array, "*b d"]) -> Float[Array, "*batch"]:
+    """Inner product over a last axis of a few components; leading axes broadcast.
+
+    Written out component by component: a reduction over so short an axis is slower on a CPU, and
+    some versions of XLA compute it wrongly there (``ops/xla_flags.py``).
+    """
+    products = [a[..., i] * b[..., i] for i in range(a.shape[-1])]
+    return functools.reduce(operator.add, products)
+
+
 def norm(points: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
     """Euclidean norm over the last axis, with derivative 0 (not NaN) at the origin."""
-    squared = jnp.sum(points * points, axis=-1)
+    squared = dot(points, points)
     zero = squared == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
 

@@ -155,9 +155,7 @@ def relative_pose_step(
     image_shape: tuple[int, int] | None = None,
 ) -> PoseStep:
     """Exactly one iteration of ``solve_relative_pose``: linearise, solve, retract."""
-    equations = linearize_relative_pose(
-        points_f, points_k, q, valid, T_kf, config, K, image_shape
-    )
+    equations = linearize_relative_pose(points_f, points_k, q, valid, T_kf, config, K, image_shape)
     tangent, ok = solve_spd_small(equations.hessian, equations.gradient)
     return PoseStep(T_kf.retract(tangent), tangent, equations, ok)
 

@@ -65,9 +65,9 @@ class Sim3(Record):
     ) -> "Sim3":
         """The transform ``x -> scale * rotation(x) + translation``; batch axes broadcast."""
         wxyz = rotation.wxyz
-        scale = jnp.asarray(scale, translation.dtype)
-        batch = jnp.broadcast_shapes(wxyz.shape[:-1], translation.shape[:-1], scale.shape)
-        parts = (wxyz, translation, scale[..., None])
+        factor = jnp.asarray(scale, translation.dtype)
+        batch = jnp.broadcast_shapes(wxyz.shape[:-1], translation.shape[:-1], factor.shape)
+        parts = (wxyz, translation, factor[..., None])
         return cls(jnp.concatenate([jnp.broadcast_to(x, (*batch, x.shape[-1])) for x in parts], -1))
 
     @classmethod
@@ -131,9 +131,7 @@ class Sim3(Record):
         """The homogeneous matrix ``[[s R, t], [0, 1]]``."""
         linear = self.scale()[..., None, None] * self.rotation_matrix()
         top = jnp.concatenate([linear, self.translation()[..., None]], axis=-1)
-        bottom = jnp.broadcast_to(
-            jnp.array([0, 0, 0, 1], self.dtype), (*self.batch_axes, 1, 4)
-        )
+        bottom = jnp.broadcast_to(jnp.array([0, 0, 0, 1], self.dtype), (*self.batch_axes, 1, 4))
         return jnp.concatenate([top, bottom], axis=-2)
 
     def inverse(self) -> "Sim3":
@@ -150,7 +148,9 @@ class Sim3(Record):
         A single transform applies to points of any shape ``[..., 3]``; a batch ``[E]`` applies to
         ``[E, N, 3]`` as ``T[:, None].apply(points)``.
         """
-        rotated = jnp.sum(self.rotation_matrix() * points[..., None, :], axis=-1)
+        R = self.rotation_matrix()
+        x, y, z = points[..., 0:1], points[..., 1:2], points[..., 2:3]
+        rotated = R[..., 0] * x + R[..., 1] * y + R[..., 2] * z
         return self.scale()[..., None] * rotated + self.translation()
 
     @overload

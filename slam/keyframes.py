@@ -64,10 +64,10 @@ def grow(state: SlamState, capacity: int) -> SlamState:
         raise ValueError(f"cannot shrink {keyframes.capacity} keyframe slots to {capacity}")
 
     def pad(buffer: Array) -> Array:
+        if buffer.ndim == 0:  # the number of slots in use
+            return buffer
         return jnp.concatenate([buffer, jnp.zeros((extra, *buffer.shape[1:]), buffer.dtype)])
 
-    blank = jax.tree.map(pad, keyframes.replace(size=jnp.zeros((1,), jnp.int32)))
-    poses = Sim3(
-        jnp.concatenate([keyframes.T_WC.wxyz_xyz_scale, Sim3.identity((extra,)).wxyz_xyz_scale])
-    )
-    return state.replace(keyframes=blank.replace(size=keyframes.size, T_WC=poses))
+    poses = [keyframes.T_WC.wxyz_xyz_scale, Sim3.identity((extra,)).wxyz_xyz_scale]
+    padded = jax.tree.map(pad, keyframes)
+    return state.replace(keyframes=padded.replace(T_WC=Sim3(jnp.concatenate(poses))))

@@ -10,9 +10,10 @@ from types import ModuleType
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ops import rays
 from ops.image import pixel_coordinates
 from ops.matching import xla
-from ops.matching.types import Matches, MatchConfig, Projection
+from ops.matching.types import MatchConfig, Matches, Projection
 
 _IMPLEMENTATIONS = ("xla", "pallas")
 
@@ -111,7 +112,7 @@ def _close(
 ) -> Bool[Array, "hw"]:
     """Whether the matched points of both images are close to each other."""
     difference = points_11.reshape(-1, 3)[index] - points_21.reshape(-1, 3)
-    return jnp.sqrt(jnp.sum(difference * difference, axis=-1)) < max_distance
+    return rays.norm(difference) < max_distance
 
 
 def _same_image(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

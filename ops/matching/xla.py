@@ -58,7 +58,7 @@ def _project(
         r = rays.normalize(sample[:, :3])
         error = r - target
         sample = jnp.concatenate([error, sample[:, 3:]], axis=-1)
-        return sample, jnp.sum(error * error, axis=-1)
+        return sample, rays.dot(error, error)
 
     limit = jnp.asarray([width - 2, height - 2], target.dtype)
     uv = jnp.clip(image.pixel_coordinates(start, width).astype(target.dtype), 1, limit)
@@ -68,10 +68,10 @@ def _project(
     def iterate(_: Int[Array, ""], state: tuple[Array, ...]) -> tuple[Array, ...]:
         uv, sample, cost, damping = state
         e, du, dv = sample[:, :3], sample[:, 3:6], sample[:, 6:]
-        a11 = jnp.sum(du * du, axis=-1) + damping
-        a12 = jnp.sum(du * dv, axis=-1)
-        a22 = jnp.sum(dv * dv, axis=-1) + damping
-        b1, b2 = jnp.sum(du * e, axis=-1), jnp.sum(dv * e, axis=-1)
+        a11 = rays.dot(du, du) + damping
+        a12 = rays.dot(du, dv)
+        a22 = rays.dot(dv, dv) + damping
+        b1, b2 = rays.dot(du, e), rays.dot(dv, e)
         determinant = a11 * a22 - a12 * a12
         inverse = 1 / jnp.where(determinant == 0, 1, determinant)
         step = jnp.stack([a12 * b2 - a22 * b1, a12 * b1 - a11 * b2], axis=-1) * inverse[:, None]
@@ -87,8 +87,11 @@ def _project(
             damping * jnp.where(better, 0.1, 10.0),
         )
 
-    uv, _, cost, _ = jax.lax.fori_loop(0, config.max_iterations, iterate, (uv, sample, cost, damping))
-    return uv, cost < config.convergence
+    uv, _, cost, _ = jax.lax.fori_loop(
+        0, config.max_iterations, iterate, (uv, sample, cost, damping)
+    )
+    seen = jnp.any(target != 0, axis=-1)  # a point at the camera itself has no ray
+    return uv, (cost < config.convergence) & seen
 
 
 def refine_matches(

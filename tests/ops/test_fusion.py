@@ -85,9 +85,7 @@ def test_spherical_average_goes_the_short_way_round(golden):
         azimuth = np.arctan2(*-np.asarray(fused.points[:AT_THE_WRAP], np.float64)[:, 1::-1].T)
         np.testing.assert_allclose(azimuth, direction[:, 0], rtol=0, atol=1e-6)
         radius = np.linalg.norm(fused.points[:AT_THE_WRAP], axis=-1)
-        np.testing.assert_allclose(
-            radius, np.linalg.norm(X[0, :AT_THE_WRAP], axis=-1), rtol=2e-6
-        )
+        np.testing.assert_allclose(radius, np.linalg.norm(X[0, :AT_THE_WRAP], axis=-1), rtol=2e-6)
 
 
 def test_spherical_average_of_points_on_the_optical_axis_is_finite():
@@ -103,7 +101,7 @@ def test_even_median_is_the_lower_one():
 
 def test_unknown_names_are_refused():
     fused = init_fused(jnp.zeros((2, 3)), jnp.ones(2))
-    with pytest.raises(ValueError, match="weighted_pointmap.*first"):
+    with pytest.raises(ValueError, match=r"weighted_pointmap.*first"):
         fuse("weighted_pointmaps", fused, jnp.zeros((2, 3)), jnp.ones(2))
     with pytest.raises(ValueError, match="'median' or 'mean'"):
         init_fused(jnp.zeros((2, 3)), jnp.ones(2), score="mode")

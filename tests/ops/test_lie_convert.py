@@ -47,9 +47,7 @@ def test_sim3_matrix_including_half_turns():
     T = lie_convert.from_matrix(jnp.asarray(expected, jnp.float32))
     np.testing.assert_allclose(lie_convert.to_matrix(T), expected, rtol=0, atol=3e-6)
     np.testing.assert_allclose(T.scale(), s, rtol=1e-6)
-    np.testing.assert_allclose(
-        jnp.linalg.norm(T.rotation().wxyz, axis=-1), np.ones(8), rtol=2e-7
-    )
+    np.testing.assert_allclose(jnp.linalg.norm(T.rotation().wxyz, axis=-1), np.ones(8), rtol=2e-7)
 
 
 def test_se3_matrix_drops_the_scale_only():

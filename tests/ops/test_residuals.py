@@ -1,4 +1,4 @@
-"""Measurement models: values against the formula, Jacobians analytic = forward = reverse = numeric."""
+"""Measurement models: values, and Jacobians analytic = forward = reverse = numeric."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def ray_model(Y):
 
 
 def pixel_model(Y):
-    value, front, jacobian = pinhole.project_with_jacobian(Y, jnp.asarray(K), 1e-6)
+    value, _, jacobian = pinhole.project_with_jacobian(Y, jnp.asarray(K), 1e-6)
     return pinhole.project(Y, jnp.asarray(K), 1e-6)[0], (value, jacobian)
 
 
@@ -71,7 +71,9 @@ def test_the_origin_has_no_ray_and_no_nan():
 
 def test_projection_flags_points_behind():
     points = jnp.asarray([[0, 0, 1], [1, 1, 0], [0, 0, -1], [1, 0, 1e-7]], jnp.float32)
-    value, front, jacobian = pinhole.project_with_jacobian(points, jnp.asarray(K, jnp.float32), 1e-6)
+    value, front, jacobian = pinhole.project_with_jacobian(
+        points, jnp.asarray(K, jnp.float32), 1e-6
+    )
     np.testing.assert_array_equal(front, [True, False, False, False])
     assert bool(jnp.all(jnp.isfinite(value))) and bool(jnp.all(jnp.isfinite(jacobian)))
     np.testing.assert_allclose(value[0], [31.5, 23.5, 0])

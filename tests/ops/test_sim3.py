@@ -1,4 +1,4 @@
-"""Sim(3): the reference exponential, the group axioms, and derivatives, also where they are hard."""
+"""Sim(3): reference exponential, group axioms, derivatives, also where they are hard."""
 
 import jax
 import jax.numpy as jnp
@@ -220,9 +220,7 @@ def test_float32_keeps_the_translation_near_zero_log_scale():
 
 def test_retract_keeps_the_quaternion_unit_over_many_steps():
     xi = jnp.asarray([0.01, 0, 0, 0.02, -0.03, 0.01, 0.0], jnp.float32)
-    T, _ = jax.lax.scan(
-        lambda T, _: (T.retract(xi), None), Sim3.identity(), None, length=5000
-    )
+    T, _ = jax.lax.scan(lambda T, _: (T.retract(xi), None), Sim3.identity(), None, length=5000)
     assert abs(float(jnp.linalg.norm(T.rotation().wxyz)) - 1) < 2e-7
 
 

@@ -5,8 +5,8 @@ import numpy as np
 
 from slam.types import Frame
 
-SHAPE = (48, 64)
-K = np.array([[48.0, 0, 31.5], [0, 48.0, 23.5], [0, 0, 1]])
+SHAPE = (96, 128)
+K = np.array([[96.0, 0, 63.5], [0, 96.0, 47.5], [0, 0, 1]])
 HALF = np.array([2.0, 1.5, 2.5])
 
 

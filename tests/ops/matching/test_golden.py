@@ -139,7 +139,5 @@ def test_refinement(case):
     D1, D2 = data["D11"].astype(np.float64), data["D21"].reshape(-1, 24).astype(np.float64)
     for n in np.flatnonzero(differ):
         window = np.flatnonzero(np.any(original[:, n] != exact[:, n], axis=-1))[0]
-        theirs, best = (
-            D1[uv[1], uv[0]] @ D2[n] for uv in (original[window, n], exact[window, n])
-        )
+        theirs, best = (D1[uv[1], uv[0]] @ D2[n] for uv in (original[window, n], exact[window, n]))
         assert 0 <= best - theirs < 24 * 2.0**-11
