@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 
-import jaxlib
+from jaxlib.version import __version__ as JAXLIB_VERSION
 from jax._src.xla_bridge import backends_are_initialized  # there is no public way to ask
 
 FLAG = "xla_cpu_experimental_ynn_fusion_type"
@@ -22,13 +22,13 @@ def avoid_wrong_reductions() -> None:
 
     Warns when JAX has started computing already: flags are read once.
     """
-    version = tuple(int(part) for part in re.findall(r"\d+", jaxlib.__version__)[:3])
+    version = tuple(int(part) for part in re.findall(r"\d+", JAXLIB_VERSION)[:3])
     flags = os.environ.get("XLA_FLAGS", "")
     if not (0, 10, 2) <= version < (0, 12, 0) or FLAG in flags:
         return
     if backends_are_initialized():
         warnings.warn(
-            f"jaxlib {jaxlib.__version__} computes some sums wrongly on the CPU "
+            f"jaxlib {JAXLIB_VERSION} computes some sums wrongly on the CPU "
             "(jax-ml/jax#39103) and JAX has started already: import mast3r_jax, ops or slam before "
             f"the first computation, or set XLA_FLAGS=--{FLAG}=-reduce",
             RuntimeWarning,

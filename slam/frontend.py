@@ -35,22 +35,25 @@ class View(Record):
 def sanitize(pointmap: Pointmap) -> View:
     """Replace what a prior could not predict by harmless numbers, and say where.
 
-    A pixel is usable when all its numbers are finite and its confidence is positive. Others get a
-    point in front of the camera, the smallest weight and no descriptor, so that one NaN cannot
-    spread through a filter, a sum or a fused map.
+    A pixel is usable when all its numbers are finite and its confidence is positive. Others get the
+    smallest weight and no descriptor confidence, and what is not finite in them is replaced, so that
+    one NaN cannot spread through a filter, a sum or a fused map. A finite point of no confidence
+    stays: its ray is still good for matching the pixels around it.
     """
+    located = jnp.isfinite(pointmap.points).all(-1)
+    described = jnp.isfinite(pointmap.descriptors).all(-1)
     usable = (
-        jnp.isfinite(pointmap.points).all(-1)
+        located
+        & described
         & jnp.isfinite(pointmap.confidence)
-        & jnp.isfinite(pointmap.descriptors).all(-1)
         & jnp.isfinite(pointmap.descriptor_confidence)
         & (pointmap.confidence > 0)
     )
     ahead = jnp.asarray([0.0, 0.0, 1.0], pointmap.points.dtype)
     return View(
-        points=jnp.where(usable[..., None], pointmap.points, ahead),
+        points=jnp.where(located[..., None], pointmap.points, ahead),
         confidence=jnp.where(usable, pointmap.confidence, UNUSABLE_CONFIDENCE),
-        descriptors=jnp.where(usable[..., None], pointmap.descriptors, 0.0),
+        descriptors=jnp.where(described[..., None], pointmap.descriptors, 0.0),
         descriptor_confidence=jnp.where(usable, pointmap.descriptor_confidence, 0.0),
         usable=usable,
     )

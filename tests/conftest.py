@@ -17,7 +17,9 @@ DATA = pathlib.Path(__file__).parent / "data"
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compiling is most of the suite's time; every worker and every later run shares the results.
 _CACHE = pathlib.Path(
-    os.environ.get("MAST3R_SLAM_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "mast3r-slam-jax-test-cache")
+    os.environ.get(
+        "MAST3R_SLAM_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "mast3r-slam-jax-test-cache"
+    )
 )
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

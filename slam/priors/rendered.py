@@ -55,7 +55,7 @@ class GeometryEncoding(Record):
     index: Int[Array, "*batch"]
     """Number of the frame; with the partner's it seeds the noise of a pair."""
     points_C: Float[Array, "*batch h w 3"]
-    """True points in the frame's own camera, metres."""
+    """True points in the frame's own camera, metres; where depth is unknown, on the right ray."""
     seen: Bool[Array, "*batch h w"]
     """Pixels with known depth, in an image that shows something."""
     T_WC: Float[Array, "*batch 4 4"]
@@ -89,7 +89,8 @@ class RenderedGeometryPrior(Record):
                 f"the rendered-geometry prior needs what this source lacks: {', '.join(missing)}; "
                 "use a source with depth, poses and calibration, or the MASt3R network"
             )
-        points_C = backproject(depth, K)
+        measured = (depth > 0) & jnp.isfinite(depth)
+        points_C = backproject(fill(depth, measured), K)
         shows_something = frame.image.max() >= COVERED_BELOW
         descriptors = describe(transform(T_WC, points_C), self.noise.seed)
         height, width = depth.shape
@@ -98,7 +99,7 @@ class RenderedGeometryPrior(Record):
             features=patches.mean((1, 3)).reshape(-1, DESCRIPTOR_SIZE),
             index=frame.index,
             points_C=points_C,
-            seen=(depth > 0) & jnp.isfinite(depth) & shows_something,
+            seen=measured & shows_something,
             T_WC=T_WC,
         )
 
@@ -137,7 +138,8 @@ class RenderedGeometryPrior(Record):
         white_key, descriptor_key = jax.random.split(pair_key)
 
         level = jnp.clip(jnp.exp2(smooth_field(level_key, shape)), 0.5, 2.0)
-        level = jnp.where(depth_edges(encoding.points_C[..., 2]), 4.0, level)
+        edges = depth_edges(encoding.points_C[..., 2], encoding.seen)
+        level = jnp.where(edges, 4.0, level)
         error = self.noise.depth * level * jax.random.normal(white_key, shape)
         error = error + self.noise.bias * smooth_field(bias_key, shape)
         # An error of -1 would put the point into the camera.
@@ -214,10 +216,29 @@ def smooth_field(key: Array, shape: tuple[int, int]) -> Float[Array, "h w"]:
     return jnp.cos(angle).sum(0) * np.sqrt(2.0 / waves)
 
 
-def depth_edges(depth: Float[Array, "h w"], jump: float = 0.05) -> Bool[Array, "h w"]:
-    """Pixels whose depth differs from a 4-neighbour's by more than ``jump``, relatively."""
-    padded = jnp.pad(depth, 1, mode="edge")
-    neighbours = jnp.stack(
-        [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-    )
-    return (jnp.abs(neighbours - depth) > jump * depth).any(0)
+def depth_edges(
+    depth: Float[Array, "h w"], seen: Bool[Array, "h w"], bend: float = 0.1
+) -> Bool[Array, "h w"]:
+    """Pixels where the surface breaks: inverse depth bends by more than ``bend``, relatively.
+
+    Inverse depth is linear over the image of a plane, however slanted, so its second difference
+    vanishes there. Pixels whose depth is unknown take no part.
+    """
+    inverse = 1.0 / depth
+    padded, known = jnp.pad(inverse, 1), jnp.pad(seen, 1)
+    broken = jnp.zeros_like(seen)
+    for before, after in (
+        ((slice(0, -2), slice(1, -1)), (slice(2, None), slice(1, -1))),
+        ((slice(1, -1), slice(0, -2)), (slice(1, -1), slice(2, None))),
+    ):
+        second = padded[before] - 2.0 * inverse + padded[after]
+        both = known[before] & known[after]
+        broken = broken | (both & (jnp.abs(second) > bend * inverse))
+    return broken
+
+
+def fill(depth: Float[Array, "h w"], measured: Bool[Array, "h w"]) -> Float[Array, "h w"]:
+    """Depth with its gaps at the mean distance: a guess, but one that keeps every pixel's ray."""
+    count = jnp.maximum(measured.sum(dtype=depth.dtype), 1.0)
+    mean = jnp.where(measured, depth, 0.0).sum() / count
+    return jnp.where(measured, depth, jnp.where(mean > 0, mean, 1.0))
