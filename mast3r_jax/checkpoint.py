@@ -1,10 +1,13 @@
 """Weights on disk: a folder with ``model.safetensors`` and ``config.json``."""
 
+import contextlib
+import functools
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from flax import nnx
 from jaxtyping import DTypeLike
 
 from mast3r_jax.config import ConfigError, MASt3RConfig
+from mast3r_jax.layers import Numerics
 from mast3r_jax.model import MASt3R
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -37,22 +41,38 @@ def save(path: str | os.PathLike[str], model: MASt3R, *, dtype: DTypeLike | None
     """
     target = pathlib.Path(path)
     if target.exists():
-        foreign = not target.is_dir() or {f.name for f in target.iterdir()} - {WEIGHTS, CONFIG}
+        if not target.is_dir():
+            raise CheckpointError(f"{target}: exists and is no folder; name a new folder")
+        foreign = {f.name for f in target.iterdir()} - {WEIGHTS, CONFIG}
         if foreign:
             raise CheckpointError(
-                f"{target}: exists and is not a checkpoint folder; name a new folder"
+                f"{target}: holds {min(foreign)}, which is no part of a checkpoint; name a new "
+                "folder"
             )
     arrays = {
         name: np.ascontiguousarray(np.asarray(leaf, None if dtype is None else jnp.dtype(dtype)))
         for name, leaf in _leaves(model).items()
     }
+    with replacing(target) as folder:
+        (folder / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
+        safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "mast3r_jax"})
+        # safetensors writes files that only their owner may read.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """An empty folder that takes the place of ``path`` if the block ends well.
+
+    If the block raises, the folder vanishes and ``path`` is as it was.
+    """
+    target = pathlib.Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         whole, old = draft / "new", draft / "old"
         whole.mkdir()
-        safetensors.numpy.save_file(arrays, whole / WEIGHTS, metadata={"format": "mast3r_jax"})
-        (whole / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
+        yield whole
         if target.exists():
             target.rename(old)
         try:
@@ -89,7 +109,7 @@ def load(
         with safetensors.safe_open(weights, framework="numpy") as archive:
             names = set(archive.keys())
             shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in names}
-            specs = parameter_specs(config, param_dtype)
+            specs = parameter_specs(config, dtype=dtype, param_dtype=param_dtype)
             problems = _differences(shapes, specs)
             if problems:
                 raise CheckpointError(
@@ -101,13 +121,14 @@ def load(
 
 
 def parameter_specs(
-    config: MASt3RConfig, param_dtype: DTypeLike | None = None
+    config: MASt3RConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter of a network, by dotted name; allocates nothing."""
-    abstract = nnx.eval_shape(
-        lambda: MASt3R(config, rngs=nnx.Rngs(0), param_dtype=param_dtype),
-    )
-    return _leaves(abstract)
+    _, parameters = _skeleton(config, dtype, param_dtype)
+    return {_dotted(path): variable.get_value() for path, variable in parameters}
 
 
 def build(
@@ -122,12 +143,9 @@ def build(
     Peak memory beyond the network itself is one parameter. The names are those of
     ``parameter_specs``; ``parameter`` must return arrays of those shapes.
     """
-    abstract = nnx.eval_shape(
-        lambda: MASt3R(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-    )
-    graph, state = nnx.split(abstract)
+    graph, parameters = _skeleton(config, dtype, param_dtype)
     filled = []
-    for path, variable in nnx.to_flat_state(state):
+    for path, variable in parameters:
         spec = variable.get_value()
         # Cast on the host: on the device every shape would be a compilation.
         value = np.asarray(parameter(_dotted(path)), spec.dtype)
@@ -139,6 +157,25 @@ def build(
 def presets() -> list[str]:
     """Names of the pretrained networks that come with the package."""
     return sorted(folder.parent.name for folder in PRETRAINED.glob(f"*/{WEIGHTS}"))
+
+
+def _skeleton(
+    config: MASt3RConfig, dtype: DTypeLike | None, param_dtype: DTypeLike | None
+) -> tuple[nnx.GraphDef, tuple[tuple[Any, nnx.Variable], ...]]:
+    """A network's structure and its parameters' shapes; traced once (seconds), then remembered."""
+    numerics = Numerics.of(dtype, param_dtype)
+    widest = jax.dtypes.canonicalize_dtype(np.float64)  # float32 without jax_enable_x64
+    return _traced(config, numerics.compute, numerics.params, widest)
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(config: MASt3RConfig, dtype: np.dtype, param_dtype: np.dtype, widest: np.dtype):
+    del widest  # part of the key only: it decides what float64 is traced as
+    abstract = nnx.eval_shape(
+        lambda: MASt3R(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+    )
+    graph, state = nnx.split(abstract)
+    return graph, tuple(nnx.to_flat_state(state))
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:

@@ -40,7 +40,7 @@ def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     }
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_archive(path: str | os.PathLike[str]) -> Reconstruction:

@@ -6,7 +6,8 @@ import json
 import os
 import pathlib
 import platform
-import shutil
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,8 +35,8 @@ DESCRIPTIONS = {
     "keyframes": "images of the keyframes, named by frame number",
     "trajectory.png": "picture of the trajectory",
     "map.png": "picture of the map from above",
-    "panels": "depth, confidence and matches of a few frames",
-    "run.json": "configuration, versions, times, counts, errors",
+    "panels": "pictures of depth, confidence and matches of a few frames",
+    "run.json": "record of the run: configuration, versions, times, errors",
     "reconstruction.npz": "everything, for slam.Reconstruction.load",
 }
 """Every file or folder of the output folder, in the order it is presented."""
@@ -56,38 +57,73 @@ class OutputFiles:
         ]
 
 
+def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
+    """Refuse, before any work is done, an output folder that ``write_outputs`` would refuse.
+
+    Raises:
+        FileExistsError: it is a file, or has something in it that is not a run's, or is a run's and
+            ``overwrite`` is not set.
+        PermissionError: nothing can be written there.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FileExistsError(f"{folder}: exists and is no folder; choose another one")
+    inside = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in inside if name not in DESCRIPTIONS]
+    if foreign:
+        raise FileExistsError(f"{folder}: holds other files ({foreign[0]}); choose another folder")
+    if inside and not overwrite:
+        raise FileExistsError(
+            f"{folder}: holds the results of a run; choose another folder or say overwrite"
+        )
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise PermissionError(f"{folder}: {parent} is not a folder that can be written to")
+
+
 def write_outputs(
-    result: Reconstruction, folder: pathlib.Path, *, min_confidence: float, overwrite: bool
+    result: Reconstruction,
+    folder: pathlib.Path,
+    *,
+    min_confidence: float,
+    overwrite: bool,
+    about: Mapping[str, Any] | None = None,
 ) -> OutputFiles:
     """Write all results of a run into ``folder``.
 
-    Everything is written beside it and renamed at the end, so the folder is complete or absent.
+    Everything is written beside it and renamed at the end, so the folder is complete or as before.
 
     Args:
         result: what to write.
-        folder: created; may exist if it is empty or ``overwrite`` is set.
+        folder: created, with its parents; may exist if it is empty or ``overwrite`` is set.
         min_confidence: points of the cloud are more confident than this.
-        overwrite: replace a folder that has something in it.
+        overwrite: replace the results of an earlier run.
+        about: further entries for ``run.json``, such as the prior used.
 
     Raises:
-        FileExistsError: the folder has something in it.
+        FileExistsError: see ``check_folder``; a folder with files of other origin is never
+            replaced.
     """
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder}: is not empty; choose another folder")
+    check_folder(folder, overwrite)
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        _write_all(result, partial, min_confidence)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:
+        fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
+        fresh.mkdir()
+        _write_all(result, fresh, min_confidence, about or {})
         if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            folder.rename(old)  # vanishes with the workshop
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     return OutputFiles(folder)
 
 
-def _write_all(result: Reconstruction, folder: pathlib.Path, min_confidence: float) -> None:
+def _write_all(
+    result: Reconstruction, folder: pathlib.Path, min_confidence: float, about: Mapping[str, Any]
+) -> None:
     trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
     write_trajectory(folder / "trajectory.txt", trajectory.timestamps, trajectory.T_WC)
     write_trajectory(folder / "keyframes.txt", keyframes.timestamps, keyframes.T_WC)
@@ -102,7 +138,7 @@ def _write_all(result: Reconstruction, folder: pathlib.Path, min_confidence: flo
             Image.fromarray(np.asarray(result.keyframes.image[slot])).save(file, format="png")
     _draw(result, folder, cloud)
     with atomic_write(folder / "run.json") as file:
-        record = _without_nan(summary(result, len(cloud.points)))
+        record = _without_nan({**about, **summary(result, len(cloud.points))})
         file.write(json.dumps(record, indent=2, allow_nan=False).encode())
     save_archive(result, folder / "reconstruction.npz")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ from ops import Sim3
 from slam.config import SlamConfig
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
+from slam.pipeline import Views
 from slam.state import Keyframes, Mode, StepOutput
-from slam.step import Views
 from slam.tracking import Correspondence
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Reconstruction:
     @property
     def _has_reference(self) -> np.ndarray:
         assert self.reference_T_WC is not None
-        return np.isfinite(self.reference_T_WC).all((1, 2))
+        return np.asarray(np.isfinite(self.reference_T_WC).all((1, 2)))
 
     def _poses(self, chosen: np.ndarray) -> Trajectory:
         slots = np.asarray(self.frames.keyframe)[chosen]
@@ -193,6 +194,7 @@ class Reconstruction:
         *,
         min_confidence: float = 1.5,
         overwrite: bool = False,
+        about: Mapping[str, Any] | None = None,
     ) -> "OutputFiles":
         """Write trajectories, point cloud, pictures and a record of the run into ``folder``.
 
@@ -201,7 +203,11 @@ class Reconstruction:
         from slam.outputs import write_outputs
 
         return write_outputs(
-            self, pathlib.Path(folder), min_confidence=min_confidence, overwrite=overwrite
+            self,
+            pathlib.Path(folder),
+            min_confidence=min_confidence,
+            overwrite=overwrite,
+            about=about,
         )
 
     @classmethod

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slam import step as stages
+from slam import pipeline as stages
 from slam.config import SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.prefetch import prefetch
@@ -44,7 +44,8 @@ class StageTimer:
             self.first[name] = seconds
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Per stage: first call (with compilation), median and 99th percentile of the others, s."""
+        """By stage, seconds: the first call (with compilation), and of the others median, 99th
+        percentile and sum; and how many calls there were."""
         rows = {}
         for name, first in self.first.items():
             later = self.later[name] or [float("nan")]
@@ -52,13 +53,14 @@ class StageTimer:
                 "first_s": first,
                 "median_s": float(np.median(later)),
                 "p99_s": float(np.percentile(later, 99)),
+                "later_sum_s": float(np.sum(self.later[name])),
                 "calls": 1 + len(self.later[name]),
             }
         return rows
 
 
 class Stepper:
-    """``slam.step.step`` compiled stage by stage.
+    """``slam.pipeline.step`` compiled stage by stage.
 
     Equal to ``step`` (a test says so), but each stage can be timed, and a map that grows
     recompiles only the small stages that touch its buffers, not the network's encoder.
@@ -152,26 +154,33 @@ def run(
     begin = time.perf_counter()
     first_done = begin
     with contextlib.closing(prefetch(prepare_frames(source, config.size))) as frames:
-        waiting = time.perf_counter()
+        waiting = begin
         for raw, host_frame in frames:
+            # Frames are made in another thread: this is how long the device had to wait for one.
             timer.book("source", time.perf_counter() - waiting)
             frame: Frame = jax.device_put(host_frame)
             number = len(outputs)
             if state is None:
                 K = _constant_intrinsics(raw, frame, None) if calibrated else None
-                state = init_state(prior, config, frame, K)
+                state = init_state(prior, _within_limit(config), frame, K)
             elif calibrated:
                 _constant_intrinsics(raw, frame, state.K)
-            last_before = int(state.keyframes.last)
+            # Before the step, which consumes the state: the slot this frame is tracked against.
+            slot = max(int(outputs[-1].num_keyframes) - 1, 0) if outputs else 0
             state, output, dense = stepper(prior, state, frame)
             output = jax.device_get(output)
             outputs.append(output)
             timestamps.append(raw.timestamp)
             references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
             if number in panel_frames and number > 0 and output.mode == Mode.TRACKING:
-                panels.append(_panel(state, frame, dense, number, last_before))
-            if output.num_keyframes == state.keyframes.capacity:
-                state = _make_room(state, config, notes)
+                panels.append(_panel(state, frame, dense, number, slot))
+            if output.num_keyframes == state.keyframes.capacity < config.max_keyframes:
+                state = grow(state, min(2 * state.keyframes.capacity, config.max_keyframes))
+            if output.full and not notes:
+                notes.append(
+                    f"the limit of {config.max_keyframes} keyframes was reached at frame {number}: "
+                    "tracking went on against the last one; raise max_keyframes to map further"
+                )
             if on_progress is not None:
                 on_progress(
                     Progress(
@@ -182,9 +191,11 @@ def run(
                         match_fraction=float(output.match_fraction),
                     )
                 )
-            waiting = time.perf_counter()
-            if len(outputs) == 1:
-                first_done = waiting
+            done = time.perf_counter()
+            timer.book("frame", done - waiting)
+            waiting = done
+            if number == 0:
+                first_done = done
     if state is None:
         raise SourceError(f"{source.name}: the source has no frames")
     end = time.perf_counter()
@@ -230,18 +241,10 @@ def _panel(state: SlamState, frame: Frame, dense: DenseResult, index: int, slot:
     )
 
 
-def _make_room(state: SlamState, config: SlamConfig, notes: list[str]) -> SlamState:
-    capacity = state.keyframes.capacity
-    target = min(2 * capacity, config.max_keyframes)
-    if target <= capacity:
-        note = (
-            f"the limit of {config.max_keyframes} keyframes is reached: tracking goes on against "
-            "the last one; raise max_keyframes to map further"
-        )
-        if note not in notes:
-            notes.append(note)
-        return state
-    return grow(state, target)
+def _within_limit(config: SlamConfig) -> SlamConfig:
+    """The configuration whose buffers start no larger than they may ever be."""
+    capacity = min(config.keyframe_capacity, config.max_keyframes)
+    return dataclasses.replace(config, keyframe_capacity=capacity)
 
 
 def _constant_intrinsics(raw: SourceFrame, frame: Frame, K: jax.Array | None) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from mast3r_jax.pointmap import Pointmap
@@ -10,19 +11,22 @@ from ops.records import Record, record
 
 @record
 class Frame(Record):
-    """One prepared image on its way into ``step``; everything at the working resolution."""
+    """One prepared image on its way into ``step``; everything at the working resolution.
 
-    index: Int[Array, ""]
+    Leaves are numpy arrays as preparation makes them, and JAX arrays from the device on.
+    """
+
+    index: Int[Array | np.ndarray, ""]
     """Number of the frame in its source, from 0."""
-    timestamp: Float[Array, ""]
+    timestamp: Float[Array | np.ndarray, ""]
     """Seconds since the source's first frame (float32; absolute times stay on the host)."""
-    image: UInt8[Array, "h w 3"]
+    image: UInt8[Array | np.ndarray, "h w 3"]
     """RGB, height and width multiples of 16."""
-    depth: Float[Array, "h w"] | None = None
+    depth: Float[Array | np.ndarray, "h w"] | None = None
     """Sensor or rendered depth along z in metres, 0 where unknown; read by priors, not by SLAM."""
-    T_WC: Float[Array, "4 4"] | None = None
+    T_WC: Float[Array | np.ndarray, "4 4"] | None = None
     """Ground-truth camera-to-world transform; read by priors and evaluation, not by SLAM."""
-    K: Float[Array, "3 3"] | None = None
+    K: Float[Array | np.ndarray, "3 3"] | None = None
     """Pinhole intrinsics of this image in pixels; read by priors, not by SLAM."""
 
 

@@ -1,13 +1,11 @@
 """The command line: ``python -m weights_conversion {convert,inspect,download}``."""
 
-import contextlib
 import dataclasses
 import math
 import pathlib
 import sys
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import ml_dtypes
@@ -17,6 +15,7 @@ import rich.progress
 import tyro
 
 import mast3r_jax
+from mast3r_jax.checkpoint import replacing
 from weights_conversion.convert import (
     ConversionError,
     convert_mast3r,
@@ -115,26 +114,6 @@ class ConversionSummary:
     """Of the written model.safetensors."""
 
 
-class _Watched(Mapping[str, np.ndarray]):
-    """Tensors that tell whenever one of them is looked at."""
-
-    LOOKS = 4
-    """How often the conversion looks at a tensor: for its name, shape, finiteness and numbers."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], looked: Callable[[], None]):
-        self._tensors, self._looked = tensors, looked
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        self._looked()
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
 def _check_range(tensors: Mapping[str, np.ndarray], dtype: np.dtype, name: str) -> None:
     limit = float(ml_dtypes.finfo(dtype).max)
     for key, value in tensors.items():
@@ -174,24 +153,6 @@ def _check_output(path: pathlib.Path, overwrite: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to create that becomes ``path`` if the block ends well, and vanishes otherwise."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as workshop:
-        fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
-        yield fresh
-        if path.exists():
-            path.rename(old)  # vanishes with the workshop
-        try:
-            fresh.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-
-
 def _notice(source: pathlib.Path) -> str:
     return (
         f"model.safetensors was converted by mast3r-slam-jax from\n{source.name}\n"
@@ -216,13 +177,16 @@ def convert(command: Convert, console: rich.console.Console) -> ConversionSummar
         config = infer_config(tensors, **heads_of(archive, command.enc_heads, command.dec_heads))
         _check_range(used, dtype, str(source))
         with _progress(console, rich.progress.TaskProgressColumn()) as progress:
-            task = progress.add_task("converting", total=_Watched.LOOKS * len(tensors))
-            watched = _Watched(tensors, lambda: progress.advance(task))
-            model = convert_mast3r(watched, config)
+            task = progress.add_task("converting", total=None)
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            model = convert_mast3r(tensors, config, progress=show)
     except (ConversionError, mast3r_jax.ConfigError) as error:
         raise ArchiveError(f"{source}: {error}") from error
     try:
-        with _new_folder(command.output_dir) as folder:
+        with replacing(command.output_dir) as folder:
             mast3r_jax.save(folder, model, dtype=dtype)
             (folder / "NOTICE.txt").write_text(_notice(source), encoding="utf-8")
             weights = folder / "model.safetensors"

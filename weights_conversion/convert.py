@@ -6,9 +6,10 @@ all the problems come in one error.
 """
 
 import dataclasses
+import itertools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import DTypeLike
@@ -49,13 +50,15 @@ def convert_mast3r(
     dec_heads: int | None = None,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MASt3R:
     """The network whose published state dict ``tensors`` is, by name.
 
     Sizes are inferred from the shapes (``infer_config``, to which the head counts go) unless
     ``config`` gives them. ``dtype`` and ``param_dtype`` are those of ``MASt3R``. A state dict
     without ``dec_blocks2`` (a two-view network before fine-tuning) gives both decoders the weights
-    of ``dec_blocks``, with a warning in the log.
+    of ``dec_blocks``, with a warning in the log. ``progress(done, total)`` is called after every
+    step; a tensor takes two, the check of its numbers and their copying.
 
     Raises:
         ConversionError: if the tensors are not exactly such a network, with every problem named.
@@ -63,21 +66,27 @@ def convert_mast3r(
     if config is None:
         config = infer_config(tensors, enc_heads=enc_heads, dec_heads=dec_heads)
     assignments = plan_conversion(tensors, config)
-    not_finite = [
-        f"{a.source} holds numbers that are not finite"
-        for a in assignments
-        if not np.isfinite(tensors[a.source]).all()
-    ]
-    _raise(not_finite, "these weights are damaged")
+    steps = itertools.count(1)
+
+    def step() -> None:
+        if progress is not None:
+            progress(next(steps), 2 * len(assignments))
+
+    not_finite: list[str] = []
     pieces: dict[str, list[Assignment]] = {}
     for assignment in assignments:
+        if not np.isfinite(tensors[assignment.source]).all():
+            not_finite.append(f"{assignment.source} holds numbers that are not finite")
         pieces.setdefault(assignment.target, []).append(assignment)
-    specs = parameter_specs(config, param_dtype)
+        step()
+    _raise(not_finite, "these weights are damaged")
+    specs = parameter_specs(config, dtype=dtype, param_dtype=param_dtype)
 
     def parameter(name: str) -> np.ndarray:
         value = np.empty(specs[name].shape, specs[name].dtype)
         for piece in pieces[name]:
             value[piece.index] = piece.layout.apply(tensors[piece.source])
+            step()
         return value
 
     return build(config, parameter, dtype=dtype, param_dtype=param_dtype)

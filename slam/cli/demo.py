@@ -1,8 +1,8 @@
 """``mast3r-slam demo``: the whole system on a room that is made on the spot."""
 
 import dataclasses
-import pathlib
 
+from slam.cli.options import Flag, Folder
 from slam.cli.session import run_and_report
 from slam.config import SlamConfig
 from slam.io.procedural import parse_procedural
@@ -11,36 +11,32 @@ from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Reconstruct a procedural room, seen by a hand-held camera.
-
-    The room, its textures and the camera path follow from the seed. The two-view prior is the
-    renderer itself, disturbed by the noise below, so no weights are needed: what is demonstrated
-    is the SLAM, and the error it prints is against the exact ground truth."""
+    """Reconstruct a furnished room seen by a hand-held camera; needs no files."""
 
     seed: int = 0
-    """Room, furniture, textures and camera path."""
+    """Room, furniture, textures and camera path all follow from it."""
     frames: int = 150
-    """Length of the walk."""
+    """Length of the walk; 150 is once around."""
     size: int = 128
-    """Long side of the images in pixels; a multiple of 16."""
+    """Long side of the images in pixels, a multiple of 16."""
+    out: Folder = None
+    """Folder for the results."""
+    overwrite: Flag = False
+    """Replace the results of an earlier run in --out."""
     noise: GeometryNoise = dataclasses.field(default_factory=GeometryNoise)
-    """What the prior gets wrong."""
-    out: pathlib.Path | None = None
-    """Folder for the results (default: a new folder under outputs/)."""
-    overwrite: bool = False
-    """Write into --out even if it has something in it."""
+    """The two-view prior is the renderer itself, so no weights are needed; this is what it gets
+    wrong. The errors printed at the end are against the exact path of the camera."""
 
     def execute(self) -> int:
         """Run the demo; returns the exit status."""
         height = self.size * 3 // 4
-        source = parse_procedural(
-            f"procedural:room?seed={self.seed}&frames={self.frames}&size={self.size}x{height}"
-        )
+        uri = f"procedural:room?seed={self.seed}&frames={self.frames}&size={self.size}x{height}"
         return run_and_report(
-            source,
+            parse_procedural(uri),
             RenderedGeometryPrior(self.noise),
             SlamConfig(size=self.size),
             self.out,
             overwrite=self.overwrite,
-            prior_name=f"rendered geometry, {100 * self.noise.depth:g} % depth noise",
+            about={"source": uri, "prior": dataclasses.asdict(self.noise)},
+            prior_name=f"rendered geometry with {100 * self.noise.depth:g} % depth noise",
         )

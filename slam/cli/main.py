@@ -4,51 +4,76 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
 
 import weights_conversion.cli
+from mast3r_jax import CheckpointError, ConfigError
 from slam.cli.demo import Demo
-from slam.cli.run import Run
+from slam.cli.run import BriefRun, Run
 from slam.io.frames import SourceError
 
 DESCRIPTION = """Real-time monocular dense SLAM without calibration, in JAX.
 
-Start with `mast3r-slam demo`: it builds a furnished room, walks a camera through it and
-reconstructs both, in a few minutes and without any download."""
+To see it work, on a room that is made on the spot:
+  mast3r-slam demo
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo", description=Demo.__doc__)]
-    | Annotated[Run, tyro.conf.subcommand("run", description=Run.__doc__)]
-    | Annotated[
-        weights_conversion.cli.Convert,
-        tyro.conf.subcommand("convert", description=weights_conversion.cli.Convert.__doc__),
-    ]
-)
+On your own images, with the published MASt3R weights:
+  python -m weights_conversion download
+  mast3r-slam convert checkpoints/*metric.pth weights
+  mast3r-slam run video.mp4 --prior weights"""
+
+BAD_INPUT = (SourceError, CheckpointError, ConfigError, OSError)
+"""What bad input raises. Any other exception is a mistake of ours, and keeps its traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        arguments: without the program's name; those of the process when omitted.
+
     Returns:
-        Exit status: 0 done, 1 done but nothing could be tracked, 2 the input cannot be used.
+        Exit status: 0 done, 1 done but no frame beyond the first could be placed, 2 the input
+        cannot be used.
     """
-    command = tyro.cli(Command, prog="mast3r-slam", description=DESCRIPTION, args=arguments)
-    _keep_compiled_programs()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    brief = not {"-h", "--help"}.isdisjoint(arguments)
+    arguments = ["--help" if a == "--help-all" else a for a in arguments]
+    command = tyro.cli(
+        _commands(BriefRun if brief else Run),
+        prog="mast3r-slam",
+        description=DESCRIPTION,
+        args=arguments,
+    )
     try:
+        if isinstance(command, weights_conversion.cli.Convert):
+            return weights_conversion.cli.run(command)
+        _keep_compiled_programs()
         return command.execute()
-    except (SourceError, ValueError, OSError) as error:
-        print(f"mast3r-slam: {error}", file=sys.stderr)
+    except BAD_INPUT as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mast3r-slam: stopped", file=sys.stderr)
+        print("interrupted; nothing was written", file=sys.stderr)
         return 130
+
+
+def _commands(run: type[Run]) -> Any:
+    """The union of all commands, as tyro reads it."""
+    demo = tyro.conf.subcommand("demo", description=Demo.__doc__)
+    # BriefRun is Run in all but what its help shows.
+    of_run = tyro.conf.subcommand("run", description=Run.__doc__)
+    convert = weights_conversion.cli.Convert
+    of_convert = tyro.conf.subcommand("convert", description=convert.__doc__)
+    return Annotated[Demo, demo] | Annotated[run, of_run] | Annotated[convert, of_convert]
 
 
 def _keep_compiled_programs() -> None:
     """Let a second run start without compiling, unless the user has arranged this already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    name = "jax_compilation_cache_dir"
+    if getattr(jax.config, name) is None:
         root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(root / "mast3r-slam-jax" / "compiled"))
+        jax.config.update(name, str(root / "mast3r-slam-jax" / "compiled"))

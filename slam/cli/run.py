@@ -2,58 +2,67 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import tyro
 
 import mast3r_jax
+from mast3r_jax.checkpoint import presets
+from ops import MatchConfig
+from slam.cli.options import Count, File, Flag, Folder, Number
 from slam.cli.session import run_and_report
-from slam.config import SlamConfig
-from slam.io.frames import SourceError
+from slam.config import SlamConfig, TrackingConfig
+from slam.io.frames import Source, SourceError
 from slam.io.open_source import open_source
 from slam.priors.mast3r import MASt3RPrior
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.types import TwoViewPrior
 
+RENDERED = "rendered"
+"""Name of the prior that takes its geometry from the source."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Reconstruct a video, a folder of images, a TUM-layout folder or a procedural room.
+    """Reconstruct a video, a folder of images, a TUM RGB-D folder, or a made-up room."""
 
-    What SOURCE is, is recognised by its content. --prior names the two-view prior: a folder of
-    converted weights (see `mast3r-slam convert`), or `rendered` for sources that know depth, poses
-    and intrinsics (RGB-D recordings, procedural rooms)."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """Video file, folder, or `procedural:room?seed=3&frames=150`."""
-    prior: str
-    """Folder of converted MASt3R weights, or `rendered`."""
-    out: pathlib.Path | None = None
-    """Folder for the results (default: a new folder under outputs/)."""
-    overwrite: bool = False
-    """Write into --out even if it has something in it."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Video file, folder of images, TUM RGB-D folder, or `procedural:room?seed=3&frames=150`."""
+    prior: Annotated[str, tyro.conf.arg(metavar="WEIGHTS|rendered")]
+    """Folder of MASt3R weights, made by `mast3r-slam convert`; or the word `rendered`:
+    geometry from the source's own depth, poses and intrinsics (RGB-D, made-up rooms)."""
+    out: Folder = None
+    """Folder for the results."""
+    overwrite: Flag = False
+    """Replace the results of an earlier run in --out."""
     start: int = 0
     """First frame to use."""
     stride: int = 1
-    """Use every n-th frame."""
-    max_frames: int | None = None
-    """Stop after this many frames."""
-    fps: float | None = None
-    """Frames per second, for folders of images and videos that do not tell."""
-    depth_scale: float | None = None
-    """Units of a metre in depth images (TUM: 5000, millimetres: 1000)."""
-    calibrated: bool = False
-    """Use the source's intrinsics; otherwise none are needed or used."""
+    """Use every n-th frame from there."""
+    max_frames: Count = None
+    """Use at most this many frames."""
+    fps: Number = None
+    """Frames per second, for videos and folders of images."""
+    depth_scale: Number = None
+    """Units of a metre in the depth images of a TUM RGB-D folder (1000 for millimetres)."""
+    calibration: File = None
+    """Text file `fx fy cx cy`: the intrinsics of the images."""
+    calibrated: Flag = False
+    """Track with the intrinsics; without this, none are needed or used."""
     min_confidence: float = 1.5
-    """Points of the cloud are more confident than this."""
+    """Points of map.ply are more confident than this."""
     noise: GeometryNoise = dataclasses.field(default_factory=GeometryNoise)
     """With --prior rendered: what it gets wrong."""
     config: SlamConfig = dataclasses.field(default_factory=SlamConfig)
-    """The system's own parameters."""
+    """Parameters of the system."""
 
     def execute(self) -> int:
         """Run; returns the exit status."""
+        if self.calibration is not None and not (self.calibrated or self.prior == RENDERED):
+            raise SourceError(
+                f"{self.calibration}: these intrinsics would not be used; add --calibrated"
+            )
         source = open_source(
             self.source,
             start=self.start,
@@ -61,8 +70,9 @@ class Run:
             max_frames=self.max_frames,
             depth_scale=self.depth_scale,
             fps=self.fps,
+            calibration=self.calibration,
         )
-        prior, name = self.open_prior()
+        prior, name = self.open_prior(source)
         return run_and_report(
             source,
             prior,
@@ -71,22 +81,77 @@ class Run:
             calibrated=self.calibrated,
             overwrite=self.overwrite,
             min_confidence=self.min_confidence,
+            about=self.choices(),
             prior_name=name,
         )
 
-    def open_prior(self) -> tuple[TwoViewPrior, str]:
+    def open_prior(self, source: Source) -> tuple[TwoViewPrior, str]:
         """The prior asked for, and what to call it.
 
         Raises:
-            SourceError: there are no such weights.
+            SourceError: there are no such weights, or the source lacks what the prior needs.
+            CheckpointError: the weights cannot be used.
         """
-        if self.prior == "rendered":
+        if self.prior == RENDERED:
+            _require_geometry(self.source, source)
             noise = f"{100 * self.noise.depth:g} % depth noise"
-            return RenderedGeometryPrior(self.noise), f"rendered geometry, {noise}"
-        if not pathlib.Path(self.prior).exists():
-            raise SourceError(
-                f"{self.prior}: no such weights; convert published ones with `mast3r-slam convert`,"
-                " or use --prior rendered for a source with depth and poses"
-            )
+            return RenderedGeometryPrior(self.noise), f"rendered geometry with {noise}"
+        _require_folder(self.prior)
         dtype = jnp.bfloat16 if self.config.precision == "bfloat16" else None
-        return MASt3RPrior(mast3r_jax.load(self.prior, dtype=dtype)), f"MASt3R, {self.prior}"
+        return MASt3RPrior(mast3r_jax.load(self.prior, dtype=dtype)), f"MASt3R from {self.prior}"
+
+    def choices(self) -> dict[str, Any]:
+        """What was asked for, for the record of the run."""
+        chosen = dataclasses.asdict(self)
+        del chosen["config"], chosen["out"], chosen["overwrite"]
+        if self.prior != RENDERED:
+            del chosen["noise"]
+        return {
+            name: str(value) if isinstance(value, pathlib.Path) else value
+            for name, value in chosen.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _BriefConfig(SlamConfig):
+    match: tyro.conf.Suppress[MatchConfig] = dataclasses.field(default_factory=MatchConfig)
+    tracking: tyro.conf.Suppress[TrackingConfig] = dataclasses.field(default_factory=TrackingConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class BriefRun(Run):
+    """``Run`` as its help shows it: without the parameters that few will ever touch."""
+
+    noise: tyro.conf.Suppress[GeometryNoise] = dataclasses.field(default_factory=GeometryNoise)
+    config: _BriefConfig = dataclasses.field(default_factory=_BriefConfig)
+    """Parameters of the system; all others: `mast3r-slam run --help-all`."""
+
+
+def _require_folder(weights: str) -> None:
+    path = pathlib.Path(weights)
+    if path.is_file():
+        if (path.parent / "config.json").is_file() and path.suffix == ".safetensors":
+            raise SourceError(f"{path}: is one file of the weights; pass the folder {path.parent}")
+        raise SourceError(
+            f"{path}: is a file, not a folder of converted weights; convert it first: "
+            f"mast3r-slam convert {path} {path.with_suffix('').name}-jax"
+        )
+    if not path.exists() and weights not in presets():
+        raise SourceError(
+            f"{weights}: no such weights; convert published ones with `mast3r-slam convert`, "
+            "or say --prior rendered for a source with depth, poses and intrinsics"
+        )
+
+
+def _require_geometry(location: str, source: Source) -> None:
+    """A look at the first frame: refusing now is cheaper than after opening and compiling all."""
+    first = next(iter(source), None)
+    if first is None:
+        return
+    has = {"depth": first.depth, "poses": first.T_WC, "intrinsics": first.K}
+    missing = [name for name, value in has.items() if value is None]
+    if missing:
+        raise SourceError(
+            f"{location}: --prior rendered needs {', '.join(missing)}, which this source does not "
+            "have; pass a folder of MASt3R weights instead"
+        )

@@ -1,19 +1,22 @@
 """What ``demo`` and ``run`` share: progress, output folder, and the report at the end."""
 
 import contextlib
+import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import rich.box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from slam import runner
 from slam.config import SlamConfig
-from slam.io.frames import Source, SourceError
-from slam.outputs import OutputFiles
+from slam.io.frames import Source
+from slam.outputs import OutputFiles, check_folder
 from slam.reconstruction import Reconstruction
 from slam.types import TwoViewPrior
 
@@ -27,6 +30,7 @@ def run_and_report(
     calibrated: bool = False,
     overwrite: bool = False,
     min_confidence: float = 1.5,
+    about: Mapping[str, Any],
     prior_name: str,
 ) -> int:
     """Run, write every output into one folder, print what happened and where it is.
@@ -34,19 +38,19 @@ def run_and_report(
     Returns:
         0, or 1 when no frame beyond the first could be placed.
     """
-    console = Console()
+    console = Console(highlight=False)
     folder = choose_folder(out, source.name, overwrite)
-    console.print(
-        f"[bold]{source.name}[/]: {source.num_frames or 'unknown number of'} frames, "
-        f"prior: {prior_name}",
-        highlight=False,
-    )
+    say(console, f"{source.name}: {source.num_frames or 'unknown number of'} frames")
+    say(console, f"prior: {prior_name}")
     with progress_display(console) as on_progress:
         result = runner.run(
             source, prior, config, calibrated=calibrated, on_progress=on_progress, num_panels=3
         )
-    files = result.save(folder, min_confidence=min_confidence, overwrite=overwrite)
-    print_report(console, result, files)
+    begin = time.perf_counter()
+    with console.status("writing results"):
+        result.save(folder, min_confidence=min_confidence, overwrite=overwrite, about=about)
+    print_report(console, result)
+    print_files(console, OutputFiles(folder), time.perf_counter() - begin)
     return 0 if result.tracked.sum() > min(1, result.num_frames - 1) else 1
 
 
@@ -54,18 +58,19 @@ def choose_folder(out: pathlib.Path | None, name: str, overwrite: bool) -> pathl
     """The folder to write: the one asked for, or a fresh ``outputs/NAME``.
 
     Raises:
-        SourceError: the folder asked for has something in it already.
+        OSError: nothing may be written there; see ``slam.outputs.check_folder``.
     """
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise SourceError(f"{out}: is a file; --out needs the name of a folder")
-        if out.exists() and any(out.iterdir()) and not overwrite:
-            raise SourceError(f"{out}: is not empty; choose another --out or add --overwrite")
-        return out
-    folder, number = pathlib.Path("outputs") / name, 2
-    while folder.exists():
-        folder, number = pathlib.Path("outputs") / f"{name}-{number}", number + 1
-    return folder
+    if out is None:
+        out, number = pathlib.Path("outputs") / name, 2
+        while out.exists():
+            out, number = pathlib.Path("outputs") / f"{name}-{number}", number + 1
+    check_folder(out, overwrite)
+    return out
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: names of files in brackets are no markup."""
+    console.print(text, style=style, markup=False)
 
 
 @contextlib.contextmanager
@@ -99,53 +104,67 @@ def progress_display(console: Console) -> Iterator[Callable[[runner.Progress], N
         yield on_progress
 
 
-def print_report(console: Console, result: Reconstruction, files: OutputFiles) -> None:
-    """Verdict, accuracy, time by stage, and where the files are; fits 80 columns."""
-    console.print(f"\n[bold]{result.verdict()}[/]", highlight=False)
+def print_report(console: Console, result: Reconstruction) -> None:
+    """Verdict, accuracy, and time by stage; fits 80 columns."""
+    console.print()
+    say(console, result.verdict(), style="bold")
     for note in result.notes:
-        console.print(f"note: {note}", highlight=False)
+        say(console, f"note: {note}")
 
     rows = result.accuracy()
     if rows:
-        table = Table(
-            title="absolute trajectory error against ground truth",
-            title_justify="left",
-            box=rich.box.SIMPLE_HEAD,
-        )
-        for column in ("poses", "alignment", "number", "RMSE [m]", "of path", "scale"):
-            table.add_column(
-                column, justify="left" if column in ("poses", "alignment") else "right"
-            )
+        header = ("poses", "aligned by", "count", "RMSE", "of the path", "scale")
+        table = _table("Absolute trajectory error against ground truth", header, texts=2)
         for poses, alignment, error in rows:
             table.add_row(
                 poses,
                 alignment,
                 str(error.num_poses),
-                f"{error.rmse:.4f}",
-                f"{error.percent_of_path:.2f} %",
-                f"{error.scale:.3f}",
+                _number(error.rmse, ".4f", " m"),
+                _number(error.percent_of_path, ".2f", " %"),
+                _number(error.scale, ".3f"),
             )
         console.print(table)
+        for note in dict.fromkeys(error.note for _, _, error in rows if error.note):
+            say(console, f"note: {note}")
 
-    table = Table(
-        title=f"{result.timing['fps_after_first_frame']:.1f} frames per second "
-        f"(first frame, with compilation: {result.timing['first_frame_s']:.1f} s; "
-        f"all: {result.timing['total_s']:.1f} s)",
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
+    timing = result.timing
+    rate = timing["fps_after_first_frame"]
+    title = (
+        f"{_number(rate, '.1f')} frames per second after the first; {timing['total_s']:.1f} s in "
+        f"all, {timing['first_frame_s']:.1f} s of them for the first frame, which compiles"
     )
-    for column in ("stage", "median [ms]", "99th percentile [ms]", "first call [s]", "fps alone"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for name, row in result.timing["stages"].items():
+    header = ("stage", "median", "99th percentile", "first call", "share of time")
+    table = _table(title, header, texts=1)
+    stages = timing["stages"]
+    whole = stages["frame"]["later_sum_s"]
+    for name, row in stages.items():
         table.add_row(
-            name,
-            f"{1e3 * row['median_s']:.1f}",
-            f"{1e3 * row['p99_s']:.1f}",
-            f"{row['first_s']:.2f}",
-            f"{1 / max(row['median_s'], 1e-9):.0f}" if row["median_s"] > 1e-5 else "-",
+            {"source": "waiting for images", "frame": "whole frame"}.get(name, name),
+            _number(1e3 * row["median_s"], ".1f", " ms"),
+            _number(1e3 * row["p99_s"], ".1f", " ms"),
+            _number(row["first_s"], ".2f", " s"),
+            _number(100 * row["later_sum_s"] / whole if whole else math.nan, ".0f", " %"),
         )
     console.print(table)
 
-    console.print(f"[bold]results in {files.folder}/[/]", highlight=False)
+
+def print_files(console: Console, files: OutputFiles, seconds: float) -> None:
+    """Where the results are, and what each is."""
+    say(console, f"Results in {files.folder}/, written in {seconds:.1f} s", style="bold")
     for path, what in files.described():
-        console.print(f"  {path:<24} {what}", highlight=False)
+        say(console, f"  {path:<19} {what}")
+
+
+def _table(title: str, header: tuple[str, ...], texts: int) -> Table:
+    """An empty table whose first ``texts`` columns hold text, the others numbers."""
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD
+    )
+    for place, name in enumerate(header):
+        table.add_column(Text(name), justify="left" if place < texts else "right")
+    return table
+
+
+def _number(value: float, form: str, unit: str = "") -> str:
+    return f"{value:{form}}{unit}" if math.isfinite(value) else "-"

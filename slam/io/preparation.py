@@ -52,7 +52,7 @@ def prepare_frame(source_frame: SourceFrame, size: int, first_timestamp: float) 
     except ValueError as error:
         raise SourceError(f"{origin}: {error}") from error
     K = source_frame.K
-    return _host_frame(
+    return Frame(
         index=np.asarray(source_frame.index, np.int32),
         timestamp=np.asarray(source_frame.timestamp - first_timestamp, np.float32),
         image=prepared.rgb,
@@ -60,18 +60,6 @@ def prepare_frame(source_frame: SourceFrame, size: int, first_timestamp: float) 
         T_WC=_float32(source_frame.T_WC),
         K=None if K is None else _float32(prepared.transform.intrinsics(K)),
     )
-
-
-def _host_frame(**leaves: np.ndarray | None) -> Frame:
-    """A ``Frame`` of numpy arrays, rebuilt from its leaves as JAX does, without ``__init__``.
-
-    A frame's annotations speak of JAX arrays, which it is from the first ``jit`` on; putting each
-    leaf on a device here would cost one transfer apiece.
-    """
-    frame = object.__new__(Frame)
-    for field in dataclasses.fields(Frame):
-        object.__setattr__(frame, field.name, leaves[field.name])
-    return frame
 
 
 def _float32(values: np.ndarray | None) -> np.ndarray | None:

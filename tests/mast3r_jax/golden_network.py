@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 from collections.abc import Mapping
 
 import jax
@@ -42,16 +43,26 @@ def published_shapes(keys_file: str) -> dict[str, list[int]]:
     return json.loads((DATA / "network" / keys_file).read_text())
 
 
-def formula_tensors(keys_file: str) -> dict[str, np.ndarray]:
+@functools.cache
+def tiny_tensors() -> Mapping[str, np.ndarray]:
+    """The published state dict of the tiny network, shared by all tests and thus read-only."""
     formula.selfcheck()
-    return {
-        name: formula.weight(name, shape) for name, shape in published_shapes(keys_file).items()
+    tensors = {
+        name: formula.weight(name, shape)
+        for name, shape in published_shapes("tiny_keys.json").items()
     }
+    for value in tensors.values():
+        value.flags.writeable = False
+    return types.MappingProxyType(tensors)
 
 
 @functools.cache
-def tiny_network(dtype: str = "float32") -> MASt3R:
-    return convert_mast3r(formula_tensors("tiny_keys.json"), TINY, dtype=dtype)
+def tiny_network(dtype: str = "float32", param_dtype: str = "float32") -> MASt3R:
+    return convert_mast3r(tiny_tensors(), TINY, dtype=dtype, param_dtype=param_dtype)
+
+
+# Without LLVM's optimiser a network compiles twice as fast; what it computes is the same program.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def image(seed: int, height: int, width: int) -> jax.Array:

@@ -1,3 +1,6 @@
+import os
+import stat
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,7 @@ from flax import nnx
 
 from mast3r_jax import CheckpointError, MASt3R, load, save
 from mast3r_jax.checkpoint import parameter_specs
-from tests.mast3r_jax.golden_network import TINY, formula_tensors, image, tiny_network
-from weights_conversion.convert import convert_mast3r
+from tests.mast3r_jax.golden_network import TINY, image, tiny_network
 
 
 def assert_equal(one: MASt3R, other: MASt3R) -> None:
@@ -21,13 +23,6 @@ def mapped(function) -> MASt3R:
     return jax.tree.map(lambda leaf: jnp.asarray(function(np.asarray(leaf))), tiny_network())
 
 
-@pytest.fixture(scope="module")
-def bfloat16_network() -> MASt3R:
-    return convert_mast3r(
-        formula_tensors("tiny_keys.json"), TINY, dtype="bfloat16", param_dtype="bfloat16"
-    )
-
-
 def test_round_trip_is_exact(tmp_path):
     save(tmp_path / "deep" / "net", tiny_network())
     found = load(tmp_path / "deep" / "net")
@@ -36,10 +31,11 @@ def test_round_trip_is_exact(tmp_path):
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["net"]
 
 
-def test_round_trip_in_bfloat16_is_exact(tmp_path, bfloat16_network):
-    save(tmp_path / "net", bfloat16_network)
+def test_round_trip_in_bfloat16_is_exact(tmp_path):
+    network = tiny_network("bfloat16", "bfloat16")
+    save(tmp_path / "net", network)
     found = load(tmp_path / "net", dtype="bfloat16", param_dtype="bfloat16")
-    assert_equal(found, bfloat16_network)
+    assert_equal(found, network)
     # The policy comes along: encoding computes in bfloat16.
     tokens = jax.eval_shape(lambda m, x: m.encode(x), found, image(1, 32, 32))
     assert tokens.dtype == jnp.bfloat16
@@ -106,14 +102,27 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
 
+def test_files_have_the_permissions_of_any_other(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(tmp_path / "net", tiny_network())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "net").stat().st_mode) == 0o777 & ~0o027
+    for file in (tmp_path / "net").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~0o027, file.name
+
+
 def test_only_checkpoints_are_replaced(tmp_path):
     zeros = mapped(np.zeros_like)
     save(tmp_path / "net", tiny_network())
     save(tmp_path / "net", zeros)
     assert_equal(load(tmp_path / "net"), zeros)
     (tmp_path / "net" / "thesis.tex").write_text("mine")
-    with pytest.raises(CheckpointError, match="exists and is not a checkpoint folder"):
+    with pytest.raises(CheckpointError, match=r"net: holds thesis\.tex, which is no part of"):
         save(tmp_path / "net", tiny_network())
+    with pytest.raises(CheckpointError, match=r"thesis\.tex: exists and is no folder"):
+        save(tmp_path / "net" / "thesis.tex", tiny_network())
     assert (tmp_path / "net" / "thesis.tex").read_text() == "mine"
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import json
 import pathlib
 import shutil
 import subprocess
@@ -22,6 +21,8 @@ from tests.weights_conversion.file_server import CONTENT, serving
 from tests.weights_conversion.test_torch_archive import formula_weight
 from weights_conversion import cli, load_tensors
 from weights_conversion.download import PUBLISHED
+from weights_conversion.inspection import heads_of
+from weights_conversion.tensors import load_archive
 
 OFFICIAL = DATA / "network" / "tiny_official_layout.pth"
 RESULT = {"model.safetensors", "config.json", "NOTICE.txt"}
@@ -150,9 +151,11 @@ def test_numbers_beyond_half_precision_are_refused(tmp_path, capsys, network):
 def test_results_are_replaced_only_on_demand(tmp_path, capsys, converted):
     out = tmp_path / "out"
     shutil.copytree(converted[0], out)
+    (out / "NOTICE.txt").write_text("an earlier one")
     before = (out / "model.safetensors").read_bytes()
-    command = ("convert", OFFICIAL, out, "--dtype", "bfloat16", "--enc-heads", 1)
-    assert "pass --overwrite" in refused(capsys, *command)
+    command = ("convert", OFFICIAL, out, "--dtype", "bfloat16")
+    said = f"{out}: holds a conversion already; pass --overwrite, or choose another folder"
+    assert refused(capsys, *command) == said
     assert (out / "model.safetensors").read_bytes() == before
     assert call(*command, "--overwrite") == 0
     assert names(tmp_path) == {"out"} and names(out) == RESULT
@@ -160,8 +163,11 @@ def test_results_are_replaced_only_on_demand(tmp_path, capsys, converted):
     assert {value.dtype for value in weights.values()} == {np.dtype(ml_dtypes.bfloat16)}
     expected = formula_weight("enc_norm.weight", (8,), "micro/").astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(weights["encoder.norm.scale"], expected)
-    # Heads given by hand win over the checkpoint's own text.
-    assert json.loads((out / "config.json").read_text())["enc_heads"] == 1
+    assert (out / "NOTICE.txt").read_text() == (converted[0] / "NOTICE.txt").read_text()
+
+
+def test_heads_given_by_hand_win_over_the_checkpoint_s_own_text():
+    assert heads_of(load_archive(OFFICIAL), 4, None) == {"enc_heads": 4, "dec_heads": 1}
 
 
 def test_other_files_are_never_replaced(tmp_path, capsys):
@@ -187,7 +193,7 @@ def test_a_full_disk_keeps_the_earlier_result(tmp_path, capsys, monkeypatch, con
         (pathlib.Path(path) / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(cli, "convert_mast3r", lambda *_: None)
+    monkeypatch.setattr(cli, "convert_mast3r", lambda *_, **__: None)
     monkeypatch.setattr(mast3r_jax, "save", full)
     assert "No space left" in refused(capsys, "convert", OFFICIAL, out, "--overwrite")
     assert (out / "model.safetensors").read_bytes() == before

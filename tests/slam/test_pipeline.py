@@ -12,10 +12,10 @@ from ops import Sim3
 from ops.records import Record, record
 from slam.config import SlamConfig
 from slam.keyframes import grow
+from slam.pipeline import step
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.runner import Stepper
 from slam.state import Mode, init_state
-from slam.step import step
 from tests.slam import scenes
 
 CONFIG = SlamConfig(keyframe_capacity=4)
