@@ -35,10 +35,10 @@ class View(Record):
 def sanitize(pointmap: Pointmap) -> View:
     """Replace what a prior could not predict by harmless numbers, and say where.
 
-    A pixel is usable when all its numbers are finite and its confidence is positive. Others get the
-    smallest weight and no descriptor confidence, and what is not finite in them is replaced, so that
-    one NaN cannot spread through a filter, a sum or a fused map. A finite point of no confidence
-    stays: its ray is still good for matching the pixels around it.
+    A pixel is usable when all its numbers are finite and its confidence is positive. Others get
+    the smallest weight and no descriptor confidence, and what is not finite in them is replaced,
+    so that one NaN cannot spread through a filter, a sum or a fused map. A finite point of no
+    confidence stays: its ray is still good for matching the pixels around it.
     """
     located = jnp.isfinite(pointmap.points).all(-1)
     described = jnp.isfinite(pointmap.descriptors).all(-1)

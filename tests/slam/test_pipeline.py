@@ -154,25 +154,35 @@ def test_nothing_is_compiled_after_the_first_frame():
     assert stepper.cache_sizes() == compiled
 
 
-def test_stepper_is_step_and_step_scans(stepper):
-    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(6, yaw=0.15))]
-    staged_state, staged = drive(stepper, EXACT, start(), frames)
-    clip = jax.tree.map(lambda *x: jnp.stack(x), *frames)
-    scanned = jax.jit(
-        lambda state, clip: jax.lax.scan(lambda s, f: step(EXACT, CONFIG, s, f), state, clip)
+def test_step_scans_over_clips_and_vmaps_over_batches_of_them(stepper):
+    walks = [scenes.walk(5, yaw=0.15), scenes.walk(5, yaw=-0.1, stride=0.05)]
+    clips = [[scenes.frame(i, T) for i, T in enumerate(walk)] for walk in walks]
+    staged = [drive(stepper, EXACT, start(), clip) for clip in clips]
+
+    def stack(items):
+        return jax.tree.map(lambda *x: jnp.stack(x), *items)
+
+    def over_clip(state, clip):
+        return jax.lax.scan(lambda s, f: step(EXACT, CONFIG, s, f), state, clip)
+
+    states, outputs = jax.jit(jax.vmap(over_clip))(
+        stack([start(), start()]), stack([stack(clip) for clip in clips])
     )
-    whole_state, whole = scanned(start(), clip)
-    for name in ("mode", "keyframe", "is_keyframe", "num_keyframes"):
-        np.testing.assert_array_equal(getattr(whole, name), [getattr(o, name) for o in staged])
-    # One program or five: the compiler fuses, and so rounds, differently.
-    np.testing.assert_allclose(
-        whole.T_kf.wxyz_xyz_scale, [o.T_kf.wxyz_xyz_scale for o in staged], atol=2e-5
-    )
-    np.testing.assert_allclose(
-        whole_state.keyframes.T_WC.wxyz_xyz_scale,
-        staged_state.keyframes.T_WC.wxyz_xyz_scale,
-        atol=5e-5,
-    )
+    for k, (state, alone) in enumerate(staged):
+        for name in ("mode", "keyframe", "is_keyframe", "num_keyframes"):
+            together = np.asarray(getattr(outputs, name))[k]
+            np.testing.assert_array_equal(together, [getattr(o, name) for o in alone])
+        # One batched program or five: the compiler fuses, and so rounds, differently.
+        np.testing.assert_allclose(
+            np.asarray(outputs.T_kf.wxyz_xyz_scale)[k],
+            [o.T_kf.wxyz_xyz_scale for o in alone],
+            atol=2e-5,
+        )
+        np.testing.assert_allclose(
+            np.asarray(states.keyframes.T_WC.wxyz_xyz_scale)[k],
+            state.keyframes.T_WC.wxyz_xyz_scale,
+            atol=5e-5,
+        )
 
 
 def test_full_buffers_are_reported_and_growing_loses_nothing(stepper):

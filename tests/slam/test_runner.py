@@ -1,0 +1,208 @@
+"""The loop around the step: it feeds, times, grows, reports and refuses."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from slam import runner
+from slam.config import SlamConfig
+from slam.io.frames import SourceError
+from slam.state import Mode
+from tests.slam import rim
+
+STAGES = {"encode", "decode", "match", "solve", "commit"}
+
+
+def relative(T_WC):
+    """Poses seen from the first of them."""
+    return np.linalg.inv(T_WC[0]) @ T_WC
+
+
+def test_every_frame_is_posed_and_counted():
+    result, frames = rim.result(), rim.walk()
+    assert result.name == "walk" and result.num_frames == len(frames) == 14
+    assert result.tracked.all()
+    np.testing.assert_array_equal(result.timestamps, [f.timestamp for f in frames])
+    np.testing.assert_array_equal(result.frames.frame_index, np.arange(14))
+    assert result.num_keyframes == result.is_keyframe.sum() == len(result.keyframes.image) >= 3
+    np.testing.assert_array_equal(result.keyframes.frame_index, np.flatnonzero(result.is_keyframe))
+    assert result.verdict() == f"all 14 frames have a pose, {result.num_keyframes} keyframes"
+    assert result.notes == ()
+    assert len(result.trajectory().timestamps) == 14
+    assert len(result.keyframe_trajectory().timestamps) == result.num_keyframes
+
+
+def test_the_poses_are_the_true_ones():
+    result, frames = rim.result(), rim.walk()
+    truth = relative(np.stack([f.T_WC for f in frames]))
+    found = result.trajectory().T_WC
+    np.testing.assert_array_equal(found[0], np.eye(4))
+    # Matches are whole pixels: each hop from keyframe to keyframe, and the last one to the frame,
+    # may be off by a pixel, and by that angle times the distance of what is seen.
+    pixel = 1 / frames[0].K[0, 0]
+    hops = 1 + np.asarray(result.frames.keyframe)
+    distance = np.mean([np.median(f.depth) for f in frames])
+    error = np.linalg.norm(found[:, :3, 3] - truth[:, :3, 3], axis=1)
+    assert (error <= hops * pixel * distance).all(), error
+    turn = np.einsum("nij,nij->n", found[:, :3, :3], truth[:, :3, :3])
+    assert (np.arccos(np.clip((turn - 1) / 2, -1, 1)) <= hops * pixel).all()
+    # Exact geometry is metric: there is no scale to be found.
+    error = result.evaluate(with_scale=True)
+    assert error is not None and abs(error.scale - 1) < 0.02
+    assert error.num_poses == 14
+
+
+def test_timing_tells_every_stage():
+    timing = rim.result().timing
+    assert set(timing["stages"]) == STAGES | {"source", "frame"}
+    for row in timing["stages"].values():
+        assert row["calls"] == 14
+        assert 0 <= row["median_s"] <= row["p99_s"] and row["later_sum_s"] >= 0
+    frame = timing["stages"]["frame"]
+    assert frame["first_s"] == pytest.approx(timing["first_frame_s"], abs=0.01)
+    # Nothing between the frames is left out of the total, and no stage is counted twice.
+    assert frame["first_s"] + frame["later_sum_s"] == pytest.approx(timing["total_s"], abs=0.2)
+    parts = [row["later_sum_s"] for name, row in timing["stages"].items() if name != "frame"]
+    assert sum(parts) <= frame["later_sum_s"]
+    later = timing["total_s"] - timing["first_frame_s"]
+    assert timing["fps_after_first_frame"] == pytest.approx(13 / later)
+
+
+def test_timer_keeps_the_first_call_apart():
+    timer = runner.StageTimer()
+    for seconds in (9.0, 1.0, 2.0, 3.0):
+        timer.book("solve", seconds)
+    assert timer.call("double", lambda x: 2 * x, 4) == 8
+    summary = timer.summary()
+    solve = summary["solve"]
+    assert (solve["first_s"], solve["median_s"], solve["later_sum_s"]) == (9.0, 2.0, 6.0)
+    assert solve["calls"] == 4 and 2.9 < solve["p99_s"] <= 3.0
+    assert summary["double"]["calls"] == 1 and np.isnan(summary["double"]["median_s"])
+
+
+def test_progress_is_told_after_every_frame():
+    told, result = rim.progress(), rim.result()
+    assert [p.frame for p in told] == list(range(14)) and {p.total for p in told} == {14}
+    assert [p.num_keyframes for p in told] == result.frames.num_keyframes.tolist()
+    assert all(p.mode is Mode.TRACKING for p in told)
+    assert all(0 < p.match_fraction <= 1 for p in told)
+
+
+def test_panels_show_a_frame_and_what_it_was_tracked_against():
+    result, frames = rim.result(), rim.walk()
+    assert [p.frame_index for p in result.panels] == [3, 6, 10]  # quarters of 0 .. 13
+    for panel in result.panels:
+        # The last keyframe before the frame, also when the frame became one itself.
+        earlier = np.flatnonzero(result.is_keyframe[: panel.frame_index])
+        assert panel.keyframe_index == earlier[-1]
+        np.testing.assert_array_equal(panel.image_f, frames[panel.frame_index].rgb)
+        np.testing.assert_array_equal(panel.image_k, frames[panel.keyframe_index].rgb)
+        # Exact geometry: the predicted depth is the rendered one.
+        np.testing.assert_allclose(
+            panel.views.frame.points[..., 2], frames[panel.frame_index].depth, rtol=1e-5
+        )
+        assert isinstance(panel.views.frame.points, np.ndarray)
+
+
+def test_panels_of_a_source_of_unknown_length():
+    source = rim.source(10)
+    source.num_frames = None
+    result = runner.run(source, rim.EXACT, rim.CONFIG, num_panels=3)
+    assert [p.frame_index for p in result.panels] == [8]
+
+
+def test_growing_from_one_slot_changes_nothing():
+    small = runner.run(
+        rim.source(), rim.EXACT, dataclasses.replace(rim.CONFIG, keyframe_capacity=1)
+    )
+    large = rim.result()
+    assert small.num_keyframes == large.num_keyframes >= 3  # grown at least twice
+    for name in ("mode", "keyframe", "is_keyframe", "num_keyframes", "status"):
+        np.testing.assert_array_equal(getattr(small.frames, name), getattr(large.frames, name))
+    # Other shapes are other programs: the compiler may round differently.
+    np.testing.assert_allclose(small.trajectory().T_WC, large.trajectory().T_WC, atol=1e-5)
+    np.testing.assert_allclose(
+        small.keyframes.pointmap.points, large.keyframes.pointmap.points, rtol=1e-5, atol=1e-5
+    )
+    assert small.notes == () and not small.frames.full.any()
+
+
+def test_the_limit_of_keyframes_is_kept_and_told():
+    config = dataclasses.replace(rim.CONFIG, max_keyframes=1)
+    result = runner.run(rim.source(8), rim.EXACT, config)
+    assert result.num_keyframes == 1 and result.tracked[:3].all()
+    first_full = int(np.flatnonzero(result.frames.full)[0])
+    (note,) = result.notes
+    assert "limit of 1 keyframes" in note and f"at frame {first_full}:" in note
+    assert "max_keyframes" in note
+
+
+def test_calibrated():
+    result = runner.run(rim.source(6), rim.EXACT, rim.CONFIG, calibrated=True)
+    assert result.tracked.all()
+    frames = rim.walk()[:6]
+    truth = relative(np.stack([f.T_WC for f in frames]))
+    error = np.linalg.norm(result.trajectory().positions - truth[:, :3, 3], axis=1)
+    hops = 1 + np.asarray(result.frames.keyframe)
+    assert (error <= hops / frames[0].K[0, 0] * np.median(frames[0].depth)).all(), error
+
+
+def test_lost_frames_have_no_pose_and_are_told():
+    frames = list(rim.walk()[:5])
+    frames[2] = rim.covered(frames[2])
+    result = runner.run(rim.Frames(frames), rim.EXACT, rim.CONFIG)
+    assert result.tracked.tolist() == [True, True, False, True, True]
+    np.testing.assert_array_equal(
+        result.trajectory().timestamps, [frames[i].timestamp for i in (0, 1, 3, 4)]
+    )
+    assert result.verdict().startswith("PARTLY LOST: 4 of 5 frames have a pose")
+    assert "frame 2" in result.verdict()
+
+
+def test_reference_poses_may_be_missing():
+    frames = list(rim.walk()[:4])
+    frames[1] = dataclasses.replace(frames[1], T_WC=np.full((4, 4), np.nan))
+    result = runner.run(rim.Frames(frames), rim.EXACT, rim.CONFIG)
+    reference = result.reference_trajectory()
+    assert reference is not None
+    np.testing.assert_array_equal(reference.T_WC, [frames[i].T_WC for i in (0, 2, 3)])
+    # Without a pose the prior's points are not numbers, and the frame is lost.
+    assert result.tracked.tolist() == [True, False, True, True]
+    error = result.evaluate()
+    assert error is not None and error.num_poses == 3
+
+
+def zoomed(frame):
+    return dataclasses.replace(frame, K=frame.K * np.array([[1.1], [1.1], [1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("frames", "calibrated", "words"),
+    [
+        (lambda walk: [], False, ["empty", "no frames"]),
+        (lambda walk: [walk[0], zoomed(walk[1])], True, ["frame 3", "intrinsics change"]),
+        (
+            lambda walk: [dataclasses.replace(walk[0], K=None)],
+            True,
+            ["frame 0", "no intrinsics", "calibration"],
+        ),
+        (
+            lambda walk: [walk[0], dataclasses.replace(walk[1], rgb=walk[1].rgb[:48])],
+            False,
+            ["frame 3", "128x48", "128x96"],
+        ),
+    ],
+)
+def test_unusable_sources(frames, calibrated, words):
+    source = rim.Frames(frames(rim.walk()), name="empty")
+    with pytest.raises(SourceError) as caught:
+        runner.run(source, rim.EXACT, rim.CONFIG, calibrated=calibrated)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def test_wrong_sizes_are_bad_input():
+    with pytest.raises(SourceError, match="100 is not a positive multiple of 16"):
+        runner.run(rim.source(2), rim.EXACT, SlamConfig(size=100))
