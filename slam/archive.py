@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -23,6 +24,13 @@ from slam.state import Keyframes, StepOutput
 FORMAT = 1
 """Version of the layout; a reader refuses others."""
 
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError),
+    *(KeyError, TypeError, AttributeError, ValueError),
+)
+"""What zipfile, zlib and numpy raise at bytes that are not what they seem, and what follows from an
+archive of other contents."""
+
 
 def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     """Write everything of a reconstruction except its panels; atomic."""
@@ -30,7 +38,8 @@ def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     if result.reference_T_WC is not None:
         arrays["reference_T_WC"] = result.reference_T_WC
     arrays |= _flatten("frames", result.frames)
-    arrays |= _flatten("keyframes", result.keyframes.replace(encoding=None))
+    keyframes = _flatten("keyframes", result.keyframes)
+    arrays |= {k: v for k, v in keyframes.items() if not k.startswith("keyframes.encoding")}
     about = {
         "format": FORMAT,
         "name": result.name,
@@ -53,7 +62,8 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
     if not path.is_file():
         raise SourceError(f"{path}: no such file; pass the folder that a run has written")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves the file open when it turns out to be no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         about = json.loads(arrays.pop("about").tobytes())
         if about["format"] != FORMAT:
@@ -68,9 +78,9 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             timing=about["timing"],
             notes=tuple(about["notes"]),
         )
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
+    except SourceError:
+        raise
+    except _DAMAGE as error:
         raise SourceError(
             f"{path}: is damaged or not a reconstruction ({error}); run the source again"
         ) from error

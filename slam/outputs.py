@@ -73,7 +73,7 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder}: holds other files ({foreign[0]}); choose another folder")
     if inside and not overwrite:
         raise FileExistsError(
-            f"{folder}: holds the results of a run; choose another folder or say overwrite"
+            f"{folder}: holds the results of a run; choose another folder or overwrite it"
         )
     parent = next(p for p in folder.absolute().parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):

@@ -17,7 +17,7 @@ ALLOWED = {
 }
 # The command line is the rim where packages meet; nothing imports it.
 ENTRY_POINT = "slam/cli"
-OPS_THIRD_PARTY = {"jax", "jaxlie", "numpy", "jaxtyping"}
+OPS_THIRD_PARTY = {"jax", "jaxlib", "jaxlie", "numpy", "jaxtyping"}
 
 
 def imports_of(source: str) -> set[str]:

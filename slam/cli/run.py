@@ -30,8 +30,7 @@ class Run:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Video file, folder of images, TUM RGB-D folder, or `procedural:room?seed=3&frames=150`."""
     prior: Annotated[str, tyro.conf.arg(metavar="WEIGHTS|rendered")]
-    """Folder of MASt3R weights, made by `mast3r-slam convert`; or the word `rendered`:
-    geometry from the source's own depth, poses and intrinsics (RGB-D, made-up rooms)."""
+    """Folder made by `mast3r-slam convert`, or `rendered`: the source's own depth and poses."""
     out: Folder = None
     """Folder for the results."""
     overwrite: Flag = False

@@ -106,6 +106,16 @@ def test_intermediates_match_the_original(golden):
     assert not failures
 
 
+def test_float32_products_are_exact_whatever_the_session_asks():
+    """On a CPU every product is exact; what accelerators are told stands in the program."""
+    with jax.default_matmul_precision("bfloat16"):
+        lowered = jax.jit(run_pair).lower(tiny_network(), image(1, *SHAPE), image(2, *SHAPE))
+    lines = lowered.as_text().splitlines()
+    for operation in ("stablehlo.dot_general", "stablehlo.convolution"):
+        products = [line for line in lines if operation in line]
+        assert products and all(line.count("HIGHEST") == 2 for line in products)
+
+
 # Relative RMS error of bfloat16. A value is rounded to 8 bits (RMS 0.1 %) about four times per
 # block over 13 blocks on the longest path, and such independent errors add up as their root:
 # 0.001 * sqrt(52) = 0.7 %; the bound is three times that. Points and confidences are exponentials

@@ -186,13 +186,11 @@ def test_step_scans_over_clips_and_vmaps_over_batches_of_them(stepper):
 
 
 def test_full_buffers_are_reported_and_growing_loses_nothing(stepper):
-    small = SlamConfig(keyframe_capacity=1)
-    tight = Stepper(small)
     frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(10, yaw=0.15))]
-    state = start(config=small)
+    state = start(config=SlamConfig(keyframe_capacity=1))
     remaining = iter(frames)
     for frame in remaining:
-        state, output, _ = tight(EXACT, state, frame)
+        state, output, _ = stepper(EXACT, state, frame)
         assert int(output.num_keyframes) == 1
         if output.full:
             break
@@ -202,7 +200,7 @@ def test_full_buffers_are_reported_and_growing_loses_nothing(stepper):
     assert grown.keyframes.capacity == 4
     cut = jax.tree.map(lambda x: x[:1] if x.ndim else x, grown.keyframes)
     assert_same_bits(cut, before.keyframes)
-    _, output, _ = tight(EXACT, grown, next(remaining))
+    _, output, _ = stepper(EXACT, grown, next(remaining))
     assert bool(output.is_keyframe) and int(output.num_keyframes) == 2
     with pytest.raises(ValueError, match="cannot shrink"):
         grow(grown, 2)

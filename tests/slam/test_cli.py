@@ -1,0 +1,327 @@
+"""The command line: help a newcomer can follow, one sentence for bad input, and whole runs."""
+
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from slam.cli import demo, main
+from slam.config import SlamConfig
+from slam.io.open_source import open_source
+from slam.io.recording import write_video
+from slam.reconstruction import Reconstruction
+from tests.conftest import DATA
+from tests.slam import rim
+from tests.slam.io.recordings import write_images, write_tum
+
+OFFICIAL = DATA / "network" / "tiny_official_layout.pth"
+NO_NOISE = tuple(f"--noise.{kind}=0" for kind in ("depth", "bias", "scale", "descriptor"))
+SMALL = ("--config.size", "128", "--config.keyframe-capacity", "4")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder, a terminal of 80 columns, and no cache in the user's home."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def call(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def help_of(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    return " ".join(text.replace("│", " ").split())
+
+
+def refused(capsys, *arguments, words=()) -> None:
+    """Bad input: status 2, one sentence on stderr, and no file."""
+    before = sorted(pathlib.Path().rglob("*"))
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    for word in words:
+        assert word in captured.err, captured.err
+    assert sorted(pathlib.Path().rglob("*")) == before
+
+
+# help
+
+
+def test_help_names_the_commands_and_where_to_start(capsys):
+    text = help_of(capsys, "--help")
+    for part in ("mast3r-slam demo", "mast3r-slam convert", "mast3r-slam run video.mp4 --prior"):
+        assert part in text
+    assert "python -m weights_conversion download" in text
+    assert all(f"• {name} " in text for name in ("demo", "run", "convert"))
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("demo", ["--seed", "--frames", "--size", "--out FOLDER", "no weights are needed"]),
+        (
+            "run",
+            [
+                *("SOURCE", "Video file", "--prior", "mast3r-slam convert", "rendered", "--out"),
+                *("--calibration", "--stride", "--config.size", "run --help-all", "outputs/"),
+            ],
+        ),
+        ("convert", ["INPUT", "OUTPUT-DIR", ".pth", "--dtype", "--overwrite"]),
+    ],
+)
+def test_help_of_a_command(capsys, command, parts):
+    text = help_of(capsys, command, "--help")
+    assert all(part in text for part in parts), text
+
+
+def test_help_of_run_does_not_drown_the_essential(capsys):
+    brief = help_of(capsys, "run", "--help")
+    whole = help_of(capsys, "run", "--help-all")
+    assert "sigma-ray" in whole and "--noise.depth" in whole and "--config.match.radius" in whole
+    assert "sigma-ray" not in brief and "--noise.depth" not in brief
+    assert len(brief) < len(whole) / 2
+
+
+def test_parse_errors_say_where_help_is(capsys):
+    for arguments in (["run", "x.mp4"], ["demo", "--frame", "3"], ["fly"], []):
+        with pytest.raises(SystemExit) as stopped:
+            call(*arguments)
+        assert stopped.value.code == 2
+        assert "--help" in "".join(capsys.readouterr())
+
+
+def test_the_module_is_the_command():
+    """A process of its own: the way in, and that parsing does not wait for a compiler."""
+    done = subprocess.run(
+        [sys.executable, "-m", "slam.cli", "run", "nowhere.mp4", "--prior", "rendered"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: nowhere.mp4: no such file or folder;")
+
+
+# bad input
+
+
+def test_sources_that_cannot_be_used(capsys, tmp_path):
+    run = functools.partial(refused, capsys, "run")
+    rendered = ("--prior", "rendered", "--out", "out")
+    run("nowhere.mp4", *rendered, words=["nowhere.mp4", "no such file"])
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(np.random.default_rng(0).bytes(5000))
+    run(garbage, *rendered, words=["garbage.mp4", "not a video"])
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "empty", *rendered, words=["empty", "folder without images"])
+    write_images(tmp_path / "mixed", ["a.png", "b.png"])
+    Image.new("RGB", (32, 32)).save(tmp_path / "mixed" / "b.png")
+    run(tmp_path / "mixed", *rendered, words=["b.png", "32x32", "64x48"])
+    run("procedural:room?seats=3", *rendered, words=["unknown key 'seats'"])
+    run(rim.URI, *rendered, "--start", 99, words=["start=99", "past its end"])
+    run(rim.URI, *rendered, "--config.size", 100, words=["100", "multiple of 16"])
+    refused(capsys, "demo", "--frames", 0, words=["frames=0"])
+    refused(capsys, "demo", "--size", 100, words=["multiple of 16"])
+
+
+def test_rendered_geometry_needs_geometry(capsys, tmp_path):
+    write_images(tmp_path / "images", ["a.png", "b.png"])
+    words = ["images", "--prior rendered needs depth, poses, intrinsics", "MASt3R"]
+    refused(capsys, "run", tmp_path / "images", "--prior", "rendered", words=words)
+    write_tum(tmp_path / "tum")
+    (tmp_path / "tum" / "calibration.txt").unlink()
+    words = ["tum: --prior rendered needs intrinsics,"]
+    refused(capsys, "run", tmp_path / "tum", "--prior", "rendered", words=words)
+
+
+def test_calibration_files(capsys, tmp_path):
+    folder = write_tum(tmp_path / "tum")
+    tum = ("run", folder, "--prior", "rendered")
+    (tmp_path / "K.txt").write_text("60 61 32\n")
+    refused(capsys, *tum, "--calibration", tmp_path / "K.txt", words=["K.txt:1", "fx fy cx cy"])
+    refused(capsys, *tum, "--calibration", tmp_path / "none.txt", words=["none.txt"])
+    refused(
+        capsys,
+        *("run", folder, "--prior", "weights", "--calibration", tmp_path / "K.txt"),
+        words=["would not be used", "--calibrated"],
+    )
+    (folder / "calibration.txt").unlink()
+    write_images(tmp_path / "images", ["a.png", "b.png"])
+    convert = ("convert", OFFICIAL, tmp_path / "weights")
+    assert call(*convert) == 0
+    capsys.readouterr()
+    words = ["a.png", "no intrinsics", "calibration"]
+    network = ("--prior", tmp_path / "weights", "--calibrated", "--config.size", "64")
+    refused(capsys, "run", tmp_path / "images", *network, words=words)
+
+
+def test_weights_that_cannot_be_used(capsys, tmp_path):
+    write_images(tmp_path / "images", ["a.png", "b.png"])
+    run = functools.partial(refused, capsys, "run", tmp_path / "images", "--prior")
+    run("nowhere", words=["nowhere: no such weights", "mast3r-slam convert"])
+    run(OFFICIAL, words=["tiny_official_layout.pth: is a file", "mast3r-slam convert"])
+    (tmp_path / "weights").mkdir()
+    run(tmp_path / "weights", words=["weights: no checkpoint folder", "model.safetensors"])
+    (tmp_path / "weights" / "config.json").write_text("{}")
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"12345")
+    run(tmp_path / "weights" / "model.safetensors", words=["pass the folder"])
+    run(tmp_path / "weights", words=["weights"])
+
+
+def test_checkpoints_that_cannot_be_converted(capsys, tmp_path):
+    whole = OFFICIAL.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    refused(capsys, "convert", tmp_path / "cut.pth", "out", words=["cut.pth"])
+    # A pickle that would run a command: protocol 2, posix.system('touch hacked').
+    evil = b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch hacked\x85R."
+    (tmp_path / "evil.pth").write_bytes(evil)
+    refused(capsys, "convert", tmp_path / "evil.pth", "out", words=["evil.pth"])
+    refused(capsys, "convert", tmp_path / "none.pth", "out", words=["none.pth"])
+
+
+def test_output_folders_that_cannot_be_used(capsys, tmp_path):
+    run = functools.partial(refused, capsys, "run", rim.URI, "--prior", "rendered", "--out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    run(tmp_path / "full", words=["full: holds other files (thesis.tex)"])
+    run(tmp_path / "full", "--overwrite", words=["full: holds other files (thesis.tex)"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "map.ply").write_text("earlier")
+    run(tmp_path / "run", words=["run: holds the results of a run", "overwrite"])
+    assert (tmp_path / "run" / "map.ply").read_text() == "earlier"
+    run(tmp_path / "full" / "thesis.tex", words=["no folder"])
+    run(tmp_path / "full" / "thesis.tex" / "out", words=["not a folder that can be written to"])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def broken(self):
+        raise KeyError("slot")
+
+    monkeypatch.setattr(demo.Demo, "execute", broken)
+    with pytest.raises(KeyError):
+        call("demo")
+
+
+# whole runs
+
+
+def test_demo(capsys, monkeypatch):
+    """As promised: it needs nothing, ends well, and says where everything is."""
+    # Buffers of the size that the other tests have compiled.
+    monkeypatch.setattr(demo, "SlamConfig", functools.partial(SlamConfig, keyframe_capacity=4))
+    assert call("demo", "--seed", 3, "--frames", 8, *NO_NOISE) == 0
+    said, err = capsys.readouterr()
+    assert err == "" and max(map(len, said.splitlines())) <= 80
+    assert "all 8 frames have a pose" in said and "Results in outputs/procedural-room-3/" in said
+    for part in ("RMSE", "Sim(3)", " m ", " ms ", "waiting for images", "whole frame", "solve"):
+        assert part in said
+    folder = pathlib.Path("outputs/procedural-room-3")
+    told = json.loads((folder / "run.json").read_text())
+    assert told["source"] == "procedural:room?seed=3&frames=8&size=128x96"
+    for path in folder.iterdir():
+        assert f"  {path.name}" in said
+
+
+def test_run_and_run_again(capsys):
+    options = ("--prior", "rendered", *NO_NOISE, *SMALL, "--stride", 3)
+    arguments = ("run", rim.URI, *options, "--max-frames", 4)
+    assert call(*arguments) == 0
+    assert call(*arguments) == 0
+    assert sorted(p.name for p in pathlib.Path("outputs").iterdir()) == [
+        "procedural-room-3",
+        "procedural-room-3-2",
+    ]
+    one, two = (Reconstruction.load(p) for p in sorted(pathlib.Path("outputs").iterdir()))
+    np.testing.assert_array_equal(one.trajectory().T_WC, two.trajectory().T_WC)
+    # The command and the function are one system.
+    np.testing.assert_array_equal(one.trajectory().T_WC, rim.result().trajectory().T_WC[:4])
+    capsys.readouterr()
+    out = pathlib.Path("outputs/procedural-room-3")
+    (out / "map.ply").write_text("old")
+    assert call(*arguments, "--out", out, "--overwrite") == 0
+    assert (out / "map.ply").read_bytes().startswith(b"ply\n")
+    assert f"Results in {out}/" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A MASt3R of 0.7 million random parameters, converted by the command."""
+    folder = tmp_path_factory.mktemp("network") / "weights"
+    assert main(["convert", str(OFFICIAL), str(folder)]) == 0
+    return folder
+
+
+NETWORK = ("--config.size", "64", "--config.keyframe-capacity", "4")
+
+
+def consistent(said, status, folder, frames):
+    """Screen, exit status and record tell the same, whatever it is; returns the record."""
+    told = json.loads((folder / "run.json").read_text())
+    result = Reconstruction.load(folder)
+    assert told["verdict"] == result.verdict() and result.verdict() in " ".join(said.split())
+    counts = told["counts"]
+    assert counts["frames"] == frames == sum(counts["modes"].values())
+    assert counts["frames_with_pose"] == result.tracked.sum() == counts["modes"]["tracking"]
+    rows = (folder / "trajectory.txt").read_text().splitlines()
+    assert len(rows) - 1 == counts["frames_with_pose"]
+    assert status == (0 if counts["frames_with_pose"] > 1 else 1)
+    words = {"NOT STARTED": (0, 0), "LOST": (1, 1), "PARTLY LOST": (2, frames - 1)}
+    low, high = words.get(told["verdict"].split(":")[0], (frames, frames))
+    assert low <= counts["frames_with_pose"] <= high
+    return told
+
+
+def test_the_network_runs_on_a_video(capsys, weights):
+    """From a checkpoint in the published layout to a map; its parameters are random numbers, so
+    whether it finds its way is chance, but that every stage runs and tells the truth is not."""
+    write_video(open_source("procedural:room?seed=3&frames=6&size=64x48"), "walk.mp4")
+    status = call("run", "walk.mp4", "--prior", weights, *NETWORK)
+    said, err = capsys.readouterr()
+    assert err == ""
+    told = consistent(said, status, pathlib.Path("outputs/walk"), 6)
+    assert told["prior"] == str(weights) and told["source"] == "walk.mp4"
+    assert told["config"]["size"] == 64 and told["ate"] == []
+    assert all(row["calls"] == 6 for row in told["timing"]["stages"].values())
+    assert not pathlib.Path("outputs/walk/groundtruth.txt").exists()
+
+
+def test_the_network_survives_a_covered_lens(capsys, weights):
+    frames = list(open_source("procedural:room?seed=3&frames=6&size=64x48"))
+    writer = cv2.VideoWriter("dark.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for number, frame in enumerate(frames):
+        bgr = frame.rgb[..., ::-1] if number not in (0, 3) else np.zeros_like(frame.rgb)
+        writer.write(np.ascontiguousarray(bgr))
+    writer.release()
+    status = call("run", "dark.avi", "--prior", weights, *NETWORK, "--out", "out")
+    said, err = capsys.readouterr()
+    assert err == ""
+    consistent(said, status, pathlib.Path("out"), 6)
+
+
+def test_convert_says_what_it_did(capsys, tmp_path):
+    assert call("convert", OFFICIAL, tmp_path / "weights", "--dtype", "float16") == 0
+    assert "671,116 as float16" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "weights").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "NOTICE.txt",
+    }
+    refused(capsys, "convert", OFFICIAL, tmp_path / "weights", words=["--overwrite"])
+    shutil.rmtree(tmp_path / "weights")
