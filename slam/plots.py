@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize, hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from slam.evaluation import align_sim3, ate
 from slam.io.atomic import atomic_write
@@ -352,7 +353,10 @@ def _picture(axes: Axes, title: str) -> None:
 
 def _color_bar(figure: Figure, shown: object, axes: Axes, unit: str) -> None:
     bar = figure.colorbar(shown, ax=axes, shrink=0.85, pad=0.02)  # type: ignore[arg-type]
-    bar.ax.tick_params(labelsize=10, colors=_TEXT)
+    bar.ax.tick_params(which="both", labelsize=10, colors=_TEXT)
+    if isinstance(bar.norm, LogNorm):  # 2, 3, 5 instead of powers of ten
+        bar.ax.yaxis.set_major_formatter(LogFormatter())
+        bar.ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if unit:
         bar.set_label(unit, fontsize=11, color=_TEXT)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ops import Sim3
 from slam.config import SlamConfig
@@ -156,10 +158,8 @@ class Reconstruction:
         slots = np.asarray(self.frames.keyframe)[chosen]
         T_WK = Sim3(jnp.asarray(np.asarray(self.keyframes.T_WC.wxyz_xyz_scale)[slots]))
         T_kf = Sim3(jnp.asarray(np.asarray(self.frames.T_kf.wxyz_xyz_scale)[chosen]))
-        T_WC = T_WK @ T_kf
         matrices = np.tile(np.eye(4), (len(slots), 1, 1))
-        matrices[:, :3, :3] = np.asarray(T_WC.rotation().as_matrix())
-        matrices[:, :3, 3] = np.asarray(T_WC.translation())
+        matrices[:, :3] = np.asarray(_compose(T_WK, T_kf))
         return Trajectory(self.timestamps[chosen], matrices)
 
     def point_cloud(self, min_confidence: float = 1.5) -> PointCloud:
@@ -168,7 +168,7 @@ class Reconstruction:
         confidence = np.asarray(self.keyframes.pointmap.confidence) / count[:, None]
         points_K = jnp.asarray(self.keyframes.pointmap.points)
         T_WC = Sim3(jnp.asarray(self.keyframes.T_WC.wxyz_xyz_scale)[:, None])
-        points_W = np.asarray(T_WC.apply(points_K))
+        points_W = np.asarray(_apply(T_WC, points_K))
         colors = np.asarray(self.keyframes.image).reshape(*confidence.shape, 3)
         keep = (confidence > min_confidence) & np.isfinite(points_W).all(-1)
         return PointCloud(points_W[keep], colors[keep], confidence[keep].astype(np.float32))
@@ -220,3 +220,15 @@ class Reconstruction:
         from slam.archive import load_archive
 
         return load_archive(pathlib.Path(folder) / "reconstruction.npz")
+
+
+@jax.jit
+def _compose(T_WK: Sim3, T_kf: Sim3) -> Float[Array, "n 3 4"]:
+    """Rotations and translations of ``T_WK @ T_kf``; the scale belongs to the points."""
+    T_WC = T_WK @ T_kf
+    return jnp.concatenate([T_WC.rotation().as_matrix(), T_WC.translation()[..., None]], axis=-1)
+
+
+@jax.jit
+def _apply(T: Sim3, points: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+    return T.apply(points)

@@ -5,6 +5,7 @@ import dataclasses
 from slam.cli.options import Flag, Folder
 from slam.cli.session import run_and_report
 from slam.config import SlamConfig
+from slam.io.frames import SourceError
 from slam.io.procedural import parse_procedural
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 
@@ -29,6 +30,8 @@ class Demo:
 
     def execute(self) -> int:
         """Run the demo; returns the exit status."""
+        if self.size < 32 or self.size % 16:
+            raise SourceError(f"--size {self.size}: must be a multiple of 16, and at least 32")
         height = self.size * 3 // 4
         uri = f"procedural:room?seed={self.seed}&frames={self.frames}&size={self.size}x{height}"
         return run_and_report(

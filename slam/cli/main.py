@@ -67,8 +67,14 @@ def _commands(run: type[Run]) -> Any:
     # BriefRun is Run in all but what its help shows.
     of_run = tyro.conf.subcommand("run", description=Run.__doc__)
     convert = weights_conversion.cli.Convert
-    of_convert = tyro.conf.subcommand("convert", description=convert.__doc__)
-    return Annotated[Demo, demo] | Annotated[run, of_run] | Annotated[convert, of_convert]
+    of_convert = tyro.conf.subcommand(
+        "convert", description="Turn a published checkpoint into a folder of weights for `run`."
+    )
+    return (
+        Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]
+        | Annotated[run, of_run]
+        | Annotated[convert, of_convert]
+    )
 
 
 def _keep_compiled_programs() -> None:
