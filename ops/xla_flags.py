@@ -10,8 +10,8 @@ import os
 import re
 import warnings
 
-from jaxlib.version import __version__ as JAXLIB_VERSION
 from jax._src.xla_bridge import backends_are_initialized  # there is no public way to ask
+from jaxlib.version import __version__ as JAXLIB_VERSION
 
 FLAG = "xla_cpu_experimental_ynn_fusion_type"
 """Accepts types of fusion to add (+) or remove (-)."""

@@ -117,7 +117,7 @@ def commit(
         K=state.K,
     )
     output = StepOutput(
-        frame_index=frame.index,
+        frame_index=jnp.asarray(frame.index),
         mode=new_state.mode,
         keyframe=keyframes.last,
         T_kf=T_kf,

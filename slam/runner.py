@@ -243,7 +243,7 @@ def _panel(state: SlamState, frame: Frame, dense: DenseResult, index: int, slot:
 
 def _within_limit(config: SlamConfig) -> SlamConfig:
     """The configuration whose buffers start no larger than they may ever be."""
-    capacity = min(config.keyframe_capacity, config.max_keyframes)
+    capacity = max(1, min(config.keyframe_capacity, config.max_keyframes))
     return dataclasses.replace(config, keyframe_capacity=capacity)
 
 

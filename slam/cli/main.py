@@ -68,7 +68,8 @@ def _commands(run: type[Run]) -> Any:
     of_run = tyro.conf.subcommand("run", description=Run.__doc__)
     convert = weights_conversion.cli.Convert
     of_convert = tyro.conf.subcommand(
-        "convert", description="Turn a published checkpoint into a folder of weights for `run`."
+        "convert",
+        description="Turn a published checkpoint (.pth, .safetensors) into weights for `run`.",
     )
     return (
         Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]

@@ -26,7 +26,7 @@ class MASt3RPrior(Record):
 
     def encode(self, frame: Frame) -> MASt3REncoding:
         """Tokens of the frame's image, normalised as the network was trained (spec: [-1, 1])."""
-        image = (frame.image.astype(jnp.float32) / 255.0 - 0.5) / 0.5
+        image = (jnp.asarray(frame.image).astype(jnp.float32) / 255.0 - 0.5) / 0.5
         height, width = frame.image.shape[:2]
         return MASt3REncoding(self.model.encode(image[None])[0], (height, width))
 

@@ -31,8 +31,7 @@ class GeometryNoise:
     depth: float = 0.01
     """Standard deviation of white noise along each ray, at unit noise level; new in each pair."""
     bias: float = 0.005
-    """Standard deviation of a smooth error field over the image; belongs to a frame, so it does
-    not average out over pairs."""
+    """Standard deviation of a smooth error over the image that belongs to a frame."""
     scale: float = 0.01
     """Standard deviation of the log-scale of each pair's prediction."""
     descriptor: float = 0.02
@@ -89,6 +88,7 @@ class RenderedGeometryPrior(Record):
                 f"the rendered-geometry prior needs what this source lacks: {', '.join(missing)}; "
                 "use a source with depth, poses and calibration, or the MASt3R network"
             )
+        depth, T_WC, K = jnp.asarray(depth), jnp.asarray(T_WC), jnp.asarray(K)
         measured = (depth > 0) & jnp.isfinite(depth)
         points_C = backproject(fill(depth, measured), K)
         shows_something = frame.image.max() >= COVERED_BELOW
@@ -97,7 +97,7 @@ class RenderedGeometryPrior(Record):
         patches = descriptors.reshape(height // PATCH, PATCH, width // PATCH, PATCH, -1)
         return GeometryEncoding(
             features=patches.mean((1, 3)).reshape(-1, DESCRIPTOR_SIZE),
-            index=frame.index,
+            index=jnp.asarray(frame.index),
             points_C=points_C,
             seen=measured & shows_something,
             T_WC=T_WC,
@@ -114,45 +114,46 @@ class RenderedGeometryPrior(Record):
     ) -> tuple[Pointmap, Pointmap]:
         root = jax.random.key(self.noise.seed)
         pair = jax.random.fold_in(jax.random.fold_in(root, encoding_1.index), encoding_2.index)
-        scale = jnp.exp(self.noise.scale * jax.random.normal(jax.random.fold_in(pair, 0)))
-        world_to_1 = invert(encoding_1.T_WC)
-        views = []
-        for number, encoding in enumerate((encoding_1, encoding_2), start=1):
-            own = jax.random.fold_in(root, encoding.index)
-            views.append(
-                self._view(encoding, world_to_1, scale, own, jax.random.fold_in(pair, number))
-            )
-        return views[0], views[1]
+        scale_key, *view_keys = jax.random.split(pair, 3)
+        scale = jnp.exp(self.noise.scale * jax.random.normal(scale_key))
+        world_to_1 = scale * invert(encoding_1.T_WC)[:3]
+        both = jax.tree.map(lambda *views: jnp.stack(views), encoding_1, encoding_2)
+        # One program for both views: drawing random numbers is most of what there is to compile.
+        views = jax.vmap(self._view, in_axes=(0, None, 0, 0))(
+            both,
+            world_to_1,
+            jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, both.index),
+            jnp.stack(view_keys),
+        )
+        view_1, view_2 = (jax.tree.map(lambda x, n=n: x[n], views) for n in range(2))
+        return view_1, view_2
 
     def _view(
         self,
         encoding: GeometryEncoding,
-        world_to_1: Float[Array, "4 4"],
-        scale: Float[Array, ""],
+        world_to_1: Float[Array, "3 4"],
         frame_key: Array,
         pair_key: Array,
     ) -> Pointmap:
         height, width = encoding.seen.shape
-        shape = (height, width)
-        level_key, bias_key = jax.random.split(frame_key)
-        white_key, descriptor_key = jax.random.split(pair_key)
+        level_field, bias_field = smooth_fields(frame_key, 2, (height, width))
+        white = jax.random.normal(pair_key, (height, width, 1 + DESCRIPTOR_SIZE))
 
-        level = jnp.clip(jnp.exp2(smooth_field(level_key, shape)), 0.5, 2.0)
+        level = jnp.clip(jnp.exp2(level_field), 0.5, 2.0)
         edges = depth_edges(encoding.points_C[..., 2], encoding.seen)
         level = jnp.where(edges, 4.0, level)
-        error = self.noise.depth * level * jax.random.normal(white_key, shape)
-        error = error + self.noise.bias * smooth_field(bias_key, shape)
+        error = self.noise.depth * level * white[..., 0] + self.noise.bias * bias_field
         # An error of -1 would put the point into the camera.
         points = encoding.points_C * (1.0 + jnp.clip(error, -0.5, 0.5))[..., None]
-        points_1 = scale * transform(world_to_1 @ encoding.T_WC, points)
 
         points_W = transform(encoding.T_WC, encoding.points_C)
         descriptors = describe(points_W, self.noise.seed)
-        spread = self.noise.descriptor / np.sqrt(DESCRIPTOR_SIZE)
-        descriptors = descriptors + spread * jax.random.normal(descriptor_key, descriptors.shape)
+        descriptors = (
+            descriptors + self.noise.descriptor / np.sqrt(DESCRIPTOR_SIZE) * white[..., 1:]
+        )
         descriptors = descriptors / jnp.linalg.norm(descriptors, axis=-1, keepdims=True)
         return Pointmap(
-            points=points_1,
+            points=transform(world_to_1 @ encoding.T_WC, points),
             confidence=jnp.where(encoding.seen, 1.0 + 2.0 / level**2, 0.0),
             descriptors=descriptors,
             descriptor_confidence=jnp.where(encoding.seen, 1.0 + 2.0 / level, 0.0),
@@ -168,8 +169,8 @@ def backproject(depth: Float[Array, "h w"], K: Float[Array, "3 3"]) -> Float[Arr
     return jnp.stack([x, y, depth], axis=-1)
 
 
-def transform(T: Float[Array, "4 4"], points: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """Rigid transform of every point."""
+def transform(T: Float[Array, "_ 4"], points: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
+    """Affine transform of every point by the upper rows of a matrix."""
     return jnp.einsum("ij,hwj->hwi", T[:3, :3], points, precision="highest") + T[:3, 3]
 
 
@@ -204,16 +205,15 @@ def describe(points_W: Float[Array, "h w 3"], seed: int) -> Float[Array, "h w d"
     return jnp.concatenate([amplitude * jnp.sin(angle), amplitude * jnp.cos(angle)], axis=-1)
 
 
-def smooth_field(key: Array, shape: tuple[int, int]) -> Float[Array, "h w"]:
-    """A random field over the image with unit variance and less than one period across it."""
+def smooth_fields(key: Array, count: int, shape: tuple[int, int]) -> Float[Array, "n h w"]:
+    """Random fields over the image with unit variance and less than one period across it."""
     waves = 6
-    direction_key, phase_key = jax.random.split(key)
-    k = 4.0 * jax.random.normal(direction_key, (waves, 2))
-    phase = jax.random.uniform(phase_key, (waves,), maxval=2 * np.pi)
+    random = jax.random.normal(key, (count, waves, 3, 1, 1))
     v, u = jnp.mgrid[0 : shape[0], 0 : shape[1]].astype(jnp.float32)
     u, v = u / shape[1], v / shape[0]
-    angle = k[:, 0, None, None] * u + k[:, 1, None, None] * v + phase[:, None, None]
-    return jnp.cos(angle).sum(0) * np.sqrt(2.0 / waves)
+    # A normal phase of this width is uniform for all purposes.
+    angle = 4.0 * (random[:, :, 0] * u + random[:, :, 1] * v) + 8.0 * np.pi * random[:, :, 2]
+    return jnp.cos(angle).sum(1) * np.sqrt(2.0 / waves)
 
 
 def depth_edges(
