@@ -157,17 +157,18 @@ def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> No
         folder / "map.png", cloud.points, cloud.colors, trajectory.positions, title=result.name
     )
     for panel in result.panels:
-        view, matches = panel.views.frame, panel.correspondence.matches
+        view, found = panel.views.frame, panel.correspondence
         height, width = view.confidence.shape
-        index = np.asarray(matches.index).reshape(height, width)
+        index = np.asarray(found.matches.index).reshape(height, width)
+        usable = np.asarray(view.usable)
         plot_panels(
             folder / "panels" / f"{panel.frame_index:06d}.png",
             panel.image_f,
             panel.image_k,
-            np.asarray(view.points[..., 2]),
-            np.asarray(view.confidence),
+            np.where(usable, view.points[..., 2], np.nan),
+            np.where(usable, view.confidence, np.nan),
             np.stack([index % width, index // width], axis=-1).astype(np.float32),
-            np.asarray(matches.valid).reshape(height, width),
+            np.asarray(found.usable).reshape(height, width),
             title=f"{result.name}: frame {panel.frame_index} against keyframe "
             f"{panel.keyframe_index}",
         )
