@@ -37,6 +37,8 @@ def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, np.ndarray] = {"timestamps": result.timestamps}
     if result.reference_T_WC is not None:
         arrays["reference_T_WC"] = result.reference_T_WC
+    if result.K is not None:
+        arrays["K"] = result.K
     arrays |= _flatten("frames", result.frames)
     keyframes = _flatten("keyframes", result.keyframes)
     arrays |= {k: v for k, v in keyframes.items() if not k.startswith("keyframes.encoding")}
@@ -75,6 +77,7 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             frames=_unflatten("frames", StepOutput, arrays),
             keyframes=_unflatten("keyframes", Keyframes, arrays),
             reference_T_WC=arrays.get("reference_T_WC"),
+            K=arrays.get("K"),
             timing=about["timing"],
             notes=tuple(about["notes"]),
         )

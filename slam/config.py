@@ -33,7 +33,12 @@ class TrackingConfig:
     fusion: FusionMode = "weighted_pointmap"
     """How a keyframe's pointmap takes in new predictions of itself."""
     fusion_score: Literal["median", "mean"] = "median"
-    """What ``best_score`` judges a prediction's confidences by."""
+    """What `best_score` judges a prediction's confidences by."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_match_fraction", "keyframe_threshold"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name):g} must be between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +47,6 @@ class SlamConfig:
 
     size: int = 512
     """Working size in pixels: the long side (or the short side when 224) after resizing."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network's transformer blocks; geometry is always float32."""
     keyframe_capacity: int = 64
     """Keyframes the buffers hold at the start; they double when full."""
     max_keyframes: int = 4096
@@ -52,6 +55,14 @@ class SlamConfig:
     """Iterative projective matching and descriptor refinement."""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     """Placing a frame against the last keyframe."""
+
+    def __post_init__(self) -> None:
+        if self.size <= 0 or self.size % 16:
+            below, above = max(self.size // 16, 1) * 16, (max(self.size, 0) // 16 + 1) * 16
+            raise ValueError(f"size={self.size} must be a multiple of 16, such as {below}, {above}")
+        for name in ("keyframe_capacity", "max_keyframes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 T = TypeVar("T")

@@ -8,8 +8,6 @@ from jaxtyping import Array, Bool, Float
 
 from mast3r_jax.pointmap import Pointmap
 from ops.records import Record, record
-from slam.keyframes import read_slot, select
-from slam.state import Mode, SlamState
 from slam.types import TwoViewPrior
 
 UNUSABLE_CONFIDENCE = 1e-6
@@ -68,14 +66,3 @@ def decode_pair(prior: TwoViewPrior, encoding_1: Any, encoding_2: Any) -> tuple[
     pair = prior.decode(batch_of_one(encoding_1), batch_of_one(encoding_2))
     view_1, view_2 = (sanitize(jax.tree.map(lambda x: x[0], view)) for view in pair)
     return view_1, view_2
-
-
-def predict(prior: TwoViewPrior, state: SlamState, encoding: Any) -> tuple[View, View]:
-    """The frame and its partner, in the frame's camera.
-
-    The partner is the last keyframe, or the frame itself while there is no keyframe.
-    """
-    starting = state.mode == Mode.STARTING
-    stored = read_slot(state.keyframes.encoding, state.keyframes.last)
-    partner = select(starting, encoding, stored)
-    return decode_pair(prior, encoding, partner)

@@ -2,19 +2,21 @@
 
 ``step`` is a column of stages. Each stage only proposes; ``commit`` alone changes the map, and a
 frame that could not be placed leaves every buffer of it bit-identical. The runner compiles the
-stages one by one (they can be timed, and a growing map does not recompile the network); wrapped in
-one ``jax.jit``, or scanned over a clip, ``step`` is the same computation.
+stages one by one: they can be timed, and since only ``look_up`` and ``commit`` see the buffers of
+the map, a map that grows recompiles neither the network nor the solver. Wrapped in one ``jax.jit``,
+or scanned over a clip, ``step`` is the same computation.
 """
 
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from ops import FusedPointmap, PoseSolution, Sim3
+from ops.matching import valid_fraction
 from ops.records import Record, record
 from slam.config import SlamConfig
-from slam.frontend import View, predict
+from slam.frontend import View, decode_pair
 from slam.keyframes import append, read_slot, select, write_slot
 from slam.state import Mode, SlamState, StepOutput, identity_match
 from slam.tracking import (
@@ -37,28 +39,62 @@ class Views(Record):
     keyframe: View
 
 
+@record
+class Reference(Record):
+    """What a frame is placed against: the last keyframe, without the rest of the map."""
+
+    starting: Bool[Array, ""]
+    """There is no keyframe yet; the fields below then hold nothing of use."""
+    encoding: Any
+    """The keyframe's encoding."""
+    pointmap: FusedPointmap
+    """The keyframe's canonical pointmap."""
+    T_kf: Sim3
+    """Where the solver starts."""
+    match_init: Int[Array, " hw"]
+    """Where the matcher starts."""
+    K: Float[Array, "3 3"] | None
+    """Intrinsics, when calibrated."""
+
+
+def look_up(state: SlamState) -> Reference:
+    """Stage 1: read what the other stages need of the map."""
+    keyframes = state.keyframes
+    return Reference(
+        starting=state.mode == Mode.STARTING,
+        encoding=read_slot(keyframes.encoding, keyframes.last),
+        pointmap=read_slot(keyframes.pointmap, keyframes.last),
+        T_kf=state.T_kf,
+        match_init=state.match_init,
+        K=state.K,
+    )
+
+
 def encode(prior: TwoViewPrior, frame: Frame) -> Any:
-    """Stage 1: what the prior extracts from the image alone."""
+    """Stage 2: what the prior extracts from the image alone."""
     return prior.encode(frame)
 
 
-def decode(prior: TwoViewPrior, state: SlamState, encoding: Any) -> Views:
-    """Stage 2: pointmaps of the frame and of the last keyframe (or of the frame twice)."""
-    return Views(*predict(prior, state, encoding))
+def decode(prior: TwoViewPrior, reference: Reference, encoding: Any) -> Views:
+    """Stage 3: pointmaps of the frame and of the last keyframe (or of the frame twice)."""
+    partner = select(reference.starting, encoding, reference.encoding)
+    return Views(*decode_pair(prior, encoding, partner))
 
 
-def match_stage(config: SlamConfig, state: SlamState, views: Views) -> Correspondence:
-    """Stage 3: pixels of the keyframe found in the frame."""
-    keyframe = reference_pointmap(config, state, views)
-    return correspond(config, views.frame, views.keyframe, keyframe, state.match_init)
+def match_stage(config: SlamConfig, reference: Reference, views: Views) -> Correspondence:
+    """Stage 4: pixels of the keyframe found in the frame."""
+    keyframe = _canonical(config, reference.starting, reference.pointmap, views)
+    return correspond(config, views.frame, views.keyframe, keyframe, reference.match_init)
 
 
 def solve_stage(
-    config: SlamConfig, state: SlamState, views: Views, correspondence: Correspondence
+    config: SlamConfig, reference: Reference, views: Views, correspondence: Correspondence
 ) -> PoseSolution:
-    """Stage 4: pose of the frame in the keyframe's camera."""
-    keyframe = reference_pointmap(config, state, views)
-    return solve_pose(config.tracking, views.frame, keyframe, correspondence, state.T_kf, state.K)
+    """Stage 5: pose of the frame in the keyframe's camera."""
+    keyframe = _canonical(config, reference.starting, reference.pointmap, views)
+    return solve_pose(
+        config.tracking, views.frame, keyframe, correspondence, reference.T_kf, reference.K
+    )
 
 
 def commit(
@@ -70,7 +106,7 @@ def commit(
     correspondence: Correspondence,
     solution: PoseSolution,
 ) -> tuple[SlamState, StepOutput]:
-    """Stage 5: decide, and write what was decided into the map.
+    """Stage 6: decide, and write what was decided into the map.
 
     A usable first frame becomes the first keyframe, at the origin of the world. A placed frame
     refines the last keyframe's pointmap, and becomes a keyframe itself when the view has moved on.
@@ -87,9 +123,8 @@ def commit(
     due = started | (tracked & needs_keyframe(tracking, correspondence))
     added = due & room
 
-    fused = fuse_keyframe(
-        tracking, reference_pointmap(config, state, views), views.keyframe, solution.T_kf
-    )
+    canonical = _canonical(config, starting, read_slot(keyframes.pointmap, last), views)
+    fused = fuse_keyframe(tracking, canonical, views.keyframe, solution.T_kf)
     keyframes = keyframes.replace(
         pointmap=write_slot(keyframes.pointmap, last, fused, tracked),
     )
@@ -147,20 +182,21 @@ def step(
     Returns:
         The next state, and what happened to this frame.
     """
+    reference = look_up(state)
     encoding = encode(prior, frame)
-    views = decode(prior, state, encoding)
-    correspondence = match_stage(config, state, views)
-    solution = solve_stage(config, state, views, correspondence)
+    views = decode(prior, reference, encoding)
+    correspondence = match_stage(config, reference, views)
+    solution = solve_stage(config, reference, views, correspondence)
     return commit(config, state, frame, encoding, views, correspondence, solution)
 
 
-def reference_pointmap(config: SlamConfig, state: SlamState, views: Views) -> FusedPointmap:
-    """What the frame is placed against: the last keyframe's pointmap, or its own at the start."""
-    own = first_pointmap(config.tracking, views.frame)
-    stored = read_slot(state.keyframes.pointmap, state.keyframes.last)
-    return select(state.mode == Mode.STARTING, own, stored)
+def _canonical(
+    config: SlamConfig, starting: Bool[Array, ""], stored: FusedPointmap, views: Views
+) -> FusedPointmap:
+    """The keyframe's canonical pointmap, or the frame's own while there is no keyframe."""
+    return select(starting, first_pointmap(config.tracking, views.frame), stored)
 
 
 def _can_start(config: SlamConfig, view: View) -> Bool[Array, ""]:
     """A first frame needs something to see: the same share of pixels that tracking asks for."""
-    return view.usable.mean(dtype=jnp.float32) >= config.tracking.min_match_fraction
+    return valid_fraction(view.usable.reshape(-1)) >= config.tracking.min_match_fraction

@@ -1,6 +1,7 @@
 """What a run leaves behind: poses of every frame, the dense map, and how it went."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ops import Sim3
+from ops import FusedPointmap, Sim3, average_confidence, constrain_to_rays, lie_convert
 from slam.config import SlamConfig
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
@@ -75,6 +76,8 @@ class Reconstruction:
     """Seconds by stage; see ``slam.runner.StageTimer.summary``."""
     notes: tuple[str, ...] = ()
     """What the user should know: limits reached, a source that ended early."""
+    K: np.ndarray | None = None
+    """Intrinsics float32 [3, 3] at the working resolution, when the run was calibrated."""
     panels: tuple[Panel, ...] = ()
     """Per-pixel results of a few frames, for looking at."""
 
@@ -158,20 +161,26 @@ class Reconstruction:
         slots = np.asarray(self.frames.keyframe)[chosen]
         T_WK = Sim3(jnp.asarray(np.asarray(self.keyframes.T_WC.wxyz_xyz_scale)[slots]))
         T_kf = Sim3(jnp.asarray(np.asarray(self.frames.T_kf.wxyz_xyz_scale)[chosen]))
-        matrices = np.tile(np.eye(4), (len(slots), 1, 1))
-        matrices[:, :3] = np.asarray(_compose(T_WK, T_kf))
+        matrices = np.asarray(_compose(T_WK, T_kf), np.float64)
         return Trajectory(self.timestamps[chosen], matrices)
 
     def point_cloud(self, min_confidence: float = 1.5) -> PointCloud:
-        """Points of all keyframes whose average confidence exceeds ``min_confidence``."""
-        count = np.maximum(np.asarray(self.keyframes.pointmap.count), 1)
-        confidence = np.asarray(self.keyframes.pointmap.confidence) / count[:, None]
-        points_K = jnp.asarray(self.keyframes.pointmap.points)
-        T_WC = Sim3(jnp.asarray(self.keyframes.T_WC.wxyz_xyz_scale)[:, None])
-        points_W = np.asarray(_apply(T_WC, points_K))
-        colors = np.asarray(self.keyframes.image).reshape(*confidence.shape, 3)
-        keep = (confidence > min_confidence) & np.isfinite(points_W).all(-1)
-        return PointCloud(points_W[keep], colors[keep], confidence[keep].astype(np.float32))
+        """Points of all keyframes whose average confidence exceeds ``min_confidence``.
+
+        In a calibrated run the points are on their pixels' rays, as they were for tracking.
+        """
+        parts = []
+        for slot in range(self.num_keyframes):  # one at a time: the whole map may not fit a device
+            T_WC, pointmap, image = jax.tree.map(
+                lambda x, slot=slot: x[slot],
+                (self.keyframes.T_WC, self.keyframes.pointmap, self.keyframes.image),
+            )
+            points, confidence = _world_points(T_WC, pointmap, self.K, image.shape[:2])
+            points, confidence = np.asarray(points), np.asarray(confidence)
+            keep = (confidence > min_confidence) & np.isfinite(points).all(-1)
+            parts.append((points[keep], image.reshape(-1, 3)[keep], confidence[keep]))
+        empty = (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))
+        return PointCloud(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
 
     def verdict(self) -> str:
         """One honest sentence about how the run went."""
@@ -223,12 +232,17 @@ class Reconstruction:
 
 
 @jax.jit
-def _compose(T_WK: Sim3, T_kf: Sim3) -> Float[Array, "n 3 4"]:
-    """Rotations and translations of ``T_WK @ T_kf``; the scale belongs to the points."""
-    T_WC = T_WK @ T_kf
-    return jnp.concatenate([T_WC.rotation().as_matrix(), T_WC.translation()[..., None]], axis=-1)
+def _compose(T_WK: Sim3, T_kf: Sim3) -> Float[Array, "n 4 4"]:
+    """Rigid part of ``T_WK @ T_kf``; the scale belongs to the points."""
+    return lie_convert.to_se3_matrix(T_WK @ T_kf)
 
 
-@jax.jit
-def _apply(T: Sim3, points: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
-    return T.apply(points)
+@functools.partial(jax.jit, static_argnums=3)
+def _world_points(
+    T_WC: Sim3, pointmap: FusedPointmap, K: Array | np.ndarray | None, image_shape: tuple[int, int]
+) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
+    """Points of one keyframe in the world, and their average confidence."""
+    points = pointmap.points
+    if K is not None:
+        points = constrain_to_rays(points, jnp.asarray(K), image_shape)
+    return T_WC.apply(points), average_confidence(pointmap)

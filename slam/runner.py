@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,22 +64,23 @@ class Stepper:
     """``slam.pipeline.step`` compiled stage by stage.
 
     Equal to ``step`` (a test says so), but each stage can be timed, and a map that grows
-    recompiles only the small stages that touch its buffers, not the network's encoder.
+    recompiles only the two small stages that touch its buffers.
     """
 
     def __init__(self, config: SlamConfig, timer: StageTimer | None = None) -> None:
-        self.config = config
         self.timer = timer or StageTimer()
-        self._encode = jax.jit(stages.encode)
-        self._decode = jax.jit(stages.decode)
-        self._match = jax.jit(stages.match_stage, static_argnums=0)
-        self._solve = jax.jit(stages.solve_stage, static_argnums=0)
+        # Partials make these caches this object's own: ``jax.jit`` shares a function's otherwise.
+        self._look_up = jax.jit(functools.partial(stages.look_up))
+        self._encode = jax.jit(functools.partial(stages.encode))
+        self._decode = jax.jit(functools.partial(stages.decode))
+        self._match = jax.jit(functools.partial(stages.match_stage, config))
+        self._solve = jax.jit(functools.partial(stages.solve_stage, config))
         # Donated: an undonated commit copies the whole map on every frame.
-        self._commit = jax.jit(stages.commit, static_argnums=0, donate_argnums=1)
+        self._commit = jax.jit(functools.partial(stages.commit, config), donate_argnums=0)
 
     def cache_sizes(self) -> dict[str, int]:
         """How often each stage has been compiled."""
-        names = ("encode", "decode", "match", "solve", "commit")
+        names = ("look_up", "encode", "decode", "match", "solve", "commit")
         return {name: getattr(self, f"_{name}")._cache_size() for name in names}
 
     def __call__(
@@ -86,13 +88,12 @@ class Stepper:
     ) -> tuple[SlamState, StepOutput, "DenseResult"]:
         """One step. ``state`` is consumed."""
         call = self.timer.call
+        reference = call("look up", self._look_up, state)
         encoding = call("encode", self._encode, prior, frame)
-        views = call("decode", self._decode, prior, state, encoding)
-        found = call("match", self._match, self.config, state, views)
-        solution = call("solve", self._solve, self.config, state, views, found)
-        state, output = call(
-            "commit", self._commit, self.config, state, frame, encoding, views, found, solution
-        )
+        views = call("decode", self._decode, prior, reference, encoding)
+        found = call("match", self._match, reference, views)
+        solution = call("solve", self._solve, reference, views, found)
+        state, output = call("commit", self._commit, state, frame, encoding, views, found, solution)
         return state, output, DenseResult(views, found)
 
 
@@ -219,6 +220,7 @@ def run(
         timing=timing,
         notes=tuple(notes),
         panels=tuple(panels),
+        K=None if state.K is None else np.asarray(state.K),
     )
 
 

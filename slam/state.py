@@ -147,5 +147,6 @@ def init_state(
         ),
         T_kf=Sim3.identity(),
         match_init=identity_match((height, width)),
-        K=K,
+        # A copy: the state is donated on every step, and the caller's array would die with it.
+        K=None if K is None else jnp.array(K, jnp.float32),
     )

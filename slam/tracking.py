@@ -22,9 +22,13 @@ from ops import (
     solve_relative_pose,
     unique_fraction,
 )
+from ops.matching import valid_fraction
 from ops.records import Record, record
 from slam.config import SlamConfig, TrackingConfig
-from slam.frontend import View
+from slam.frontend import UNUSABLE_CONFIDENCE, View
+
+NEVER_PREDICTED = 10 * UNUSABLE_CONFIDENCE
+"""A keyframe pixel with no more average confidence than this holds an invented point."""
 
 
 @record
@@ -79,14 +83,14 @@ def grade(
     usable = (
         confident
         & (confidence_f > config.min_point_confidence)
-        & (average_confidence(keyframe) > config.min_point_confidence)
+        & (average_confidence(keyframe) > max(config.min_point_confidence, NEVER_PREDICTED))
     )
     return Correspondence(
         matches=matches,
         quality=quality,
         usable=usable,
-        usable_fraction=_share(usable),
-        match_fraction=_share(confident),
+        usable_fraction=valid_fraction(usable),
+        match_fraction=valid_fraction(confident),
         unique_fraction=unique_fraction(matches.index, matches.valid),
     )
 
@@ -152,7 +156,3 @@ def needs_keyframe(config: TrackingConfig, correspondence: Correspondence) -> Bo
     """Whether the view has moved on: few matches, or many falling on the same pixels."""
     share = jnp.minimum(correspondence.match_fraction, correspondence.unique_fraction)
     return share < config.keyframe_threshold
-
-
-def _share(mask: Bool[Array, " hw"]) -> Float[Array, ""]:
-    return mask.mean(dtype=jnp.float32)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 
@@ -49,6 +50,8 @@ class Run:
     """Text file `fx fy cx cy`: the intrinsics of the images."""
     calibrated: Flag = False
     """Track with the intrinsics; without this, none are needed or used."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; auto: bfloat16 on a GPU, float32 on a CPU."""
     min_confidence: float = 1.5
     """Points of map.ply are more confident than this."""
     noise: GeometryNoise = dataclasses.field(default_factory=GeometryNoise)
@@ -96,8 +99,13 @@ class Run:
             noise = f"{100 * self.noise.depth:g} % depth noise"
             return RenderedGeometryPrior(self.noise), f"rendered geometry with {noise}"
         _require_folder(self.prior)
-        dtype = jnp.bfloat16 if self.config.precision == "bfloat16" else None
+        dtype = jnp.bfloat16 if self._is_bfloat16() else None
         return MASt3RPrior(mast3r_jax.load(self.prior, dtype=dtype)), f"MASt3R from {self.prior}"
+
+    def _is_bfloat16(self) -> bool:
+        if self.precision == "auto":
+            return jax.default_backend() == "gpu"
+        return self.precision == "bfloat16"
 
     def choices(self) -> dict[str, Any]:
         """What was asked for, for the record of the run."""

@@ -39,6 +39,12 @@ class GeometryNoise:
     seed: int = 0
     """Of all of the above."""
 
+    def __post_init__(self) -> None:
+        for name in ("depth", "bias", "scale", "descriptor"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"noise.{name}={value:g} must be at least 0 and below 1")
+
     @classmethod
     def none(cls) -> "GeometryNoise":
         """Exact geometry."""
@@ -146,6 +152,7 @@ class RenderedGeometryPrior(Record):
         # An error of -1 would put the point into the camera.
         points = encoding.points_C * (1.0 + jnp.clip(error, -0.5, 0.5))[..., None]
 
+        relative = jnp.matmul(world_to_1, encoding.T_WC, precision="highest")
         points_W = transform(encoding.T_WC, encoding.points_C)
         descriptors = describe(points_W, self.noise.seed)
         descriptors = (
@@ -153,7 +160,7 @@ class RenderedGeometryPrior(Record):
         )
         descriptors = descriptors / jnp.linalg.norm(descriptors, axis=-1, keepdims=True)
         return Pointmap(
-            points=transform(world_to_1 @ encoding.T_WC, points),
+            points=transform(relative, points),
             confidence=jnp.where(encoding.seen, 1.0 + 2.0 / level**2, 0.0),
             descriptors=descriptors,
             descriptor_confidence=jnp.where(encoding.seen, 1.0 + 2.0 / level, 0.0),

@@ -11,7 +11,7 @@ from slam.config import FusionMode, SlamConfig, TrackingConfig, config_from_dict
 
 CHANGED = SlamConfig(
     size=224,
-    precision="bfloat16",
+    max_keyframes=100,
     match=MatchConfig(radius=2, projection_chunk=0),
     tracking=TrackingConfig(
         fusion="best_score", fusion_score="mean", rays=RayFactorConfig(sigma_ray=0.01)
@@ -63,3 +63,18 @@ def test_defaults_are_the_originals():
         assert (solver.huber, solver.max_iterations) == (1.345, 50)
         assert (solver.rel_error, solver.delta_norm) == (1e-3, 1e-3)
     assert tracking.fusion == "weighted_pointmap" and config.size == 512
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 100}, r"size=100 must be a multiple of 16, such as 96, 112"),
+        ({"size": 0}, "size=0"),
+        ({"keyframe_capacity": 0}, "keyframe_capacity=0 must be at least 1"),
+        ({"max_keyframes": -1}, "max_keyframes=-1"),
+        ({"tracking": {"min_match_fraction": 2.0}}, "min_match_fraction=2 must be between 0 and 1"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(SlamConfig, values)

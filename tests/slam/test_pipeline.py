@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Bool
 
-from ops import Sim3
+from ops import Sim3, SolverStatus
 from ops.records import Record, record
 from slam.config import SlamConfig
 from slam.keyframes import grow
@@ -142,21 +142,113 @@ def test_nan_in_a_corner_stays_there(stepper):
     assert np.isfinite(np.asarray(state.keyframes.pointmap.confidence)[:size]).all()
 
 
-def test_nothing_is_compiled_after_the_first_frame():
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_nothing_is_compiled_after_the_first_frame(calibrated):
     stepper = Stepper(CONFIG)
     frames = [scenes.frame(i, T, bright=i != 4) for i, T in enumerate(scenes.walk(8, yaw=0.15))]
-    state, _ = drive(stepper, EXACT, start(), frames[:1])
-    compiled = stepper.cache_sizes()
-    assert min(compiled.values()) >= 1
-    state, outputs = drive(stepper, EXACT, state, frames[1:])
-    assert {int(o.mode) for o in outputs} == {Mode.TRACKING, Mode.LOST}
-    assert any(o.is_keyframe for o in outputs)
-    assert stepper.cache_sizes() == compiled
+    state = start(K=jnp.asarray(scenes.K, jnp.float32) if calibrated else None)
+    signature = jax.tree.map(jax.typeof, state)
+    for i, frame in enumerate(frames):
+        state, output, _ = stepper(EXACT, state, frame)
+        # Shapes, dtypes and weak types: what one step returns is what the next one was made for.
+        assert jax.tree.map(jax.typeof, state) == signature
+        assert set(stepper.cache_sizes().values()) == {1}, f"compiled again at frame {i}"
+        if i == 4:
+            assert output.mode == Mode.LOST
+    assert int(state.keyframes.size) > 1
+
+
+def test_growing_recompiles_only_what_touches_the_buffers():
+    stepper = Stepper(CONFIG)
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(2))]
+    state, _, _ = stepper(EXACT, start(config=SlamConfig(keyframe_capacity=1)), frames[0])
+    stepper(EXACT, grow(state, 4), frames[1])
+    again = {name for name, times in stepper.cache_sizes().items() if times > 1}
+    assert again == {"look_up", "commit"}
+
+
+def test_the_warm_start_belongs_to_one_keyframe_and_an_unbroken_track(stepper):
+    nothing = np.arange(scenes.SHAPE[0] * scenes.SHAPE[1])
+    frames = [scenes.frame(i, T, bright=i != 2) for i, T in enumerate(scenes.walk(10, yaw=0.15))]
+    state, output, _ = stepper(EXACT, start(), frames[0])
+    np.testing.assert_array_equal(state.match_init, nothing)
+    state, output, dense = stepper(EXACT, state, frames[1])
+    assert output.mode == Mode.TRACKING and not output.is_keyframe
+    np.testing.assert_array_equal(state.match_init, dense.correspondence.matches.index)
+    assert not np.array_equal(state.match_init, nothing)
+    state, output, _ = stepper(EXACT, state, frames[2])
+    assert output.mode == Mode.LOST
+    np.testing.assert_array_equal(state.match_init, nothing)
+    for frame in frames[3:]:
+        state, output, dense = stepper(EXACT, state, frame)
+        if output.is_keyframe:
+            np.testing.assert_array_equal(state.match_init, nothing)
+            break
+        np.testing.assert_array_equal(state.match_init, dense.correspondence.matches.index)
+    assert output.is_keyframe
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_pose_that_could_not_be_solved_changes_nothing(stepper, calibrated):
+    K = jnp.asarray(scenes.K, jnp.float32) if calibrated else None
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(2))]
+    state, _, _ = stepper(EXACT, start(K=K), frames[0])
+    before = jax.tree.map(np.array, state)
+    reference = stepper._look_up(state)
+    encoding = stepper._encode(EXACT, frames[1])
+    views = stepper._decode(EXACT, reference, encoding)
+    found = stepper._match(reference, views)
+    solution = stepper._solve(reference, views, found)
+    assert bool(found.usable_fraction > 0.5), "matches are not what is missing here"
+    failed = solution.replace(
+        T_kf=Sim3(jnp.full(8, jnp.nan)), status=jnp.int32(SolverStatus.NOT_POSITIVE_DEFINITE)
+    )
+    after, output = stepper._commit(state, frames[1], encoding, views, found, failed)
+    assert output.mode == Mode.LOST
+    assert_same_bits(after.keyframes, before.keyframes)
+    assert_same_bits(after.T_kf, before.T_kf)
+
+
+@record
+class Blinded(Record):
+    """A prior that could not predict part of the first frame when that frame was alone."""
+
+    def encode(self, frame):
+        return EXACT.encode(frame)
+
+    def decode(self, encoding_1, encoding_2):
+        view_1, view_2 = EXACT.decode(encoding_1, encoding_2)
+        columns = jnp.arange(view_1.points.shape[2])[None, None, :, None]
+        alone = (encoding_2.index == encoding_1.index)[:, None, None, None]
+        bad = alone & (columns % 5 < 2)
+        return tuple(
+            dataclasses.replace(v, points=jnp.where(bad, jnp.nan, v.points))
+            for v in (view_1, view_2)
+        )
+
+
+def test_invented_points_of_a_keyframe_are_not_tracked_against(stepper):
+    prior = Blinded()
+    poses = scenes.walk(3)
+    frames = [scenes.frame(i, T) for i, T in enumerate(poses)]
+    state, outputs = drive(stepper, prior, start(prior), frames)
+    for output, T_WC in zip(outputs, poses, strict=True):
+        found = np.asarray(world_pose(state, output).as_matrix())
+        np.testing.assert_allclose(found[:3, 3], T_WC[:3, 3], atol=2.5 * PIXEL)
+
+
+def test_the_callers_intrinsics_survive(stepper):
+    K = jnp.asarray(scenes.K, jnp.float32)
+    stepper(EXACT, start(K=K), scenes.frame(0, np.eye(4)))
+    assert not K.is_deleted()
 
 
 def test_step_scans_over_clips_and_vmaps_over_batches_of_them(stepper):
     walks = [scenes.walk(5, yaw=0.15), scenes.walk(5, yaw=-0.1, stride=0.05)]
-    clips = [[scenes.frame(i, T) for i, T in enumerate(walk)] for walk in walks]
+    clips = [
+        [scenes.frame(i, T, bright=(k, i) != (1, 2)) for i, T in enumerate(walk)]
+        for k, walk in enumerate(walks)
+    ]
     staged = [drive(stepper, EXACT, start(), clip) for clip in clips]
 
     def stack(items):
@@ -178,6 +270,7 @@ def test_step_scans_over_clips_and_vmaps_over_batches_of_them(stepper):
             [o.T_kf.wxyz_xyz_scale for o in alone],
             atol=2e-5,
         )
+        assert (Mode.LOST in np.asarray(outputs.mode)[k]) == (k == 1)
         np.testing.assert_allclose(
             np.asarray(states.keyframes.T_WC.wxyz_xyz_scale)[k],
             state.keyframes.T_WC.wxyz_xyz_scale,

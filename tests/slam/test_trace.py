@@ -62,8 +62,9 @@ class Nothing(Record):
 @functools.partial(jax.jit, static_argnums=0)
 def step(config, state, frame, pointmaps):
     views = pipeline.Views(*(sanitize(pointmap) for pointmap in pointmaps))
-    found = pipeline.match_stage(config, state, views)
-    solution = pipeline.solve_stage(config, state, views, found)
+    reference = pipeline.look_up(state)
+    found = pipeline.match_stage(config, reference, views)
+    solution = pipeline.solve_stage(config, reference, views, found)
     encoding = NoPrior().encode(frame)
     return pipeline.commit(config, state, frame, encoding, views, found, solution)
 
@@ -101,7 +102,9 @@ def test_trace(golden, recorded, mode):
         assert bool(output.is_keyframe) == bool(trace["new_kf"][i]), f"frame {i}"
         if i == 0:
             continue
-        # Whole pixels of 3072; the original refines in half precision, so a few go elsewhere.
+        # The original refines in half precision, so 0.3 to 0.8 % of the matches go elsewhere, by
+        # a pixel. Few of them change sides of a threshold; the distinct pixels they leave or fill
+        # are at most as many on either side, right after a keyframe.
         np.testing.assert_allclose(output.match_fraction, trace["match_frac_k"][i], atol=2e-3)
         np.testing.assert_allclose(output.unique_fraction, trace["unique_frac_f"][i], atol=2e-2)
         assert abs(int(output.iterations) - int(trace["n_iter"][i])) <= 1
