@@ -20,6 +20,7 @@ from slam.evaluation import AteResult
 from slam.io.atomic import atomic_write
 from slam.io.ply import write_ply
 from slam.io.trajectory_file import write_trajectory
+from slam.orientation import levelling_rotation
 from slam.plots import plot_map, plot_panels, plot_trajectory
 from slam.reconstruction import PointCloud, Reconstruction
 from slam.state import Mode
@@ -47,6 +48,8 @@ class OutputFiles:
     """Where the results of a run are."""
 
     folder: pathlib.Path
+    notes: tuple[str, ...] = ()
+    """What the user should know of them."""
 
     def described(self) -> list[tuple[str, str]]:
         """Name and meaning of everything that was written."""
@@ -73,7 +76,8 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder}: holds other files ({foreign[0]}); choose another folder")
     if inside and not overwrite:
         raise FileExistsError(
-            f"{folder}: holds the results of a run; choose another folder or overwrite it"
+            f"{folder}: holds the results of a run; pass --overwrite (overwrite=True in "
+            "Python), or choose another folder"
         )
     parent = next(p for p in folder.absolute().parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
@@ -109,7 +113,7 @@ def write_outputs(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:
         fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
         fresh.mkdir()
-        _write_all(result, fresh, min_confidence, about or {})
+        notes = _write_all(result, fresh, min_confidence, about or {})
         if folder.exists():
             folder.rename(old)  # vanishes with the workshop
         try:
@@ -118,12 +122,13 @@ def write_outputs(
             if old.exists():
                 old.rename(folder)
             raise
-    return OutputFiles(folder)
+    return OutputFiles(folder, notes)
 
 
 def _write_all(
     result: Reconstruction, folder: pathlib.Path, min_confidence: float, about: Mapping[str, Any]
-) -> None:
+) -> tuple[str, ...]:
+    """Write everything; returns notes about it."""
     trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
     write_trajectory(folder / "trajectory.txt", trajectory.timestamps, trajectory.T_WC)
     write_trajectory(folder / "keyframes.txt", keyframes.timestamps, keyframes.T_WC)
@@ -132,30 +137,36 @@ def _write_all(
         write_trajectory(folder / "groundtruth.txt", reference.timestamps, reference.T_WC)
     cloud = result.point_cloud(min_confidence)
     write_ply(folder / "map.ply", cloud.points, cloud.colors)
+    notes: tuple[str, ...] = ()
+    if result.num_keyframes and not len(cloud.points):
+        notes = (f"no point is more confident than {min_confidence:g}; map.ply is empty",)
     for slot in range(result.num_keyframes):
         number = int(result.keyframes.frame_index[slot])
         with atomic_write(folder / "keyframes" / f"{number:06d}.png") as file:
             Image.fromarray(np.asarray(result.keyframes.image[slot])).save(file, format="png")
     _draw(result, folder, cloud)
     with atomic_write(folder / "run.json") as file:
-        record = _without_nan({**about, **summary(result, len(cloud.points))})
+        record = _without_nan({**about, **summary(result, len(cloud.points), notes)})
         file.write(json.dumps(record, indent=2, allow_nan=False).encode())
     save_archive(result, folder / "reconstruction.npz")
+    return notes
 
 
 def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> None:
+    """All pictures; those from above in a world levelled by the whole trajectory."""
     trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
     reference = result.reference_T_WC
+    to_level = levelling_rotation(trajectory.T_WC).T
+    positions = trajectory.positions @ to_level
     plot_trajectory(
         folder / "trajectory.png",
-        trajectory.positions,
+        positions,
         None if reference is None else reference[result.tracked, :3, 3],
-        keyframes.positions,
+        keyframes.positions @ to_level,
         title=result.name,
     )
-    plot_map(
-        folder / "map.png", cloud.points, cloud.colors, trajectory.positions, title=result.name
-    )
+    points = cloud.points @ to_level.astype(np.float32)
+    plot_map(folder / "map.png", points, cloud.colors, positions, title=result.name)
     for panel in result.panels:
         view, found = panel.views.frame, panel.correspondence
         height, width = view.confidence.shape
@@ -174,7 +185,9 @@ def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> No
         )
 
 
-def summary(result: Reconstruction, num_points: int) -> dict[str, Any]:
+def summary(
+    result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Contents of ``run.json``."""
     frames = result.frames
     placed = result.tracked
@@ -183,7 +196,7 @@ def summary(result: Reconstruction, num_points: int) -> dict[str, Any]:
     return {
         "name": result.name,
         "verdict": result.verdict(),
-        "notes": list(result.notes),
+        "notes": [*result.notes, *notes],
         "counts": {
             "frames": result.num_frames,
             "frames_with_pose": int(placed.sum()),
@@ -206,7 +219,7 @@ def summary(result: Reconstruction, num_points: int) -> dict[str, Any]:
         "config": dataclasses.asdict(result.config),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
+            **{name: package_version(name) for name in PACKAGES},
         },
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
     }
@@ -228,7 +241,8 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package, None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
 """Pictures of a run: the trajectory, the map from above, and what the matcher saw.
 
 Drawn with matplotlib's object interface onto a figure of its own: no global state, no display, and
-safe beside other threads. World axes are those of the first camera (x right, y down, z forward)
-unless a reference trajectory brings its own.
+safe beside other threads. World axes are x right, y down, z ahead, as ``slam.orientation`` levels
+them, unless a reference trajectory brings its own.
 """
 
 import os
@@ -24,7 +24,7 @@ _START, _END, _TEXT, _UNKNOWN = "#1a9850", "#c51b3a", "#333333", "#d9d9d9"
 _DPI = 140
 _AXES = "xyz"
 _CAMERA_UP = "-y"
-"""The upward direction of a world that starts at a camera held upright."""
+"""The upward direction of a levelled world, or one that starts at a camera held upright."""
 
 
 def plot_trajectory(
@@ -352,7 +352,8 @@ def _picture(axes: Axes, title: str) -> None:
 
 
 def _color_bar(figure: Figure, shown: object, axes: Axes, unit: str) -> None:
-    bar = figure.colorbar(shown, ax=axes, shrink=0.85, pad=0.02)  # type: ignore[arg-type]
+    beside = axes.inset_axes((1.03, 0.0, 0.05, 1.0))  # exactly as tall as the image
+    bar = figure.colorbar(shown, cax=beside)  # type: ignore[arg-type]
     bar.ax.tick_params(which="both", labelsize=10, colors=_TEXT)
     if isinstance(bar.norm, LogNorm):  # 2, 3, 5 instead of powers of ten
         bar.ax.yaxis.set_major_formatter(LogFormatter())

@@ -41,17 +41,20 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 _RESULT = {"model.safetensors", "config.json", "NOTICE.txt"}
 
-_Positional = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-_Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
+_Positional = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+_Count = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="N", help_behavior_hint="(default: what the checkpoint tells)"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Turn a published checkpoint (.pth or .safetensors) into a folder this project loads."""
+    """Turn a published checkpoint into a folder of weights that this project loads."""
 
     input: _Positional
-    """The checkpoint, recognised by its content."""
-    output_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT-DIR")]
+    """The checkpoint (.pth or .safetensors), recognised by its content."""
+    output_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The folder to create: model.safetensors, config.json, NOTICE.txt."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the stored parameters: float32 is exact, bfloat16 halves the file."""
@@ -274,7 +277,7 @@ def download(
         say(console, f"{got.path}: {state} ({human(got.size)})\n  sha256 {got.sha256}")
         paths.append(got.path)
     if command.name in ("mast3r", "all"):
-        say(console, f"next: python -m weights_conversion convert {paths[0]} OUTPUT-DIR")
+        say(console, f"next: mast3r-slam convert {paths[0]} weights")
     return paths
 
 

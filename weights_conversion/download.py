@@ -240,7 +240,8 @@ def _attempt(
             raise _CutError(f"the server answered {error.code} {error.reason}") from error
         raise DownloadError(
             f"{url}: the server answered {error.code} {printable(error.reason)}; "
-            "check the address, or fetch the file with a browser and pass it to `convert`"
+            "check the address, or fetch the file with a browser and run "
+            "`mast3r-slam convert FILE OUT`"
         ) from error
     with response:
         if response.headers.get_content_type() == "text/html":
@@ -343,7 +344,8 @@ def _transfer(
             if most == start:
                 raise DownloadError(
                     f"{url}: cannot reach the server ({printable(error.reason)}); check the "
-                    "network, or fetch the file elsewhere and pass it to `convert`"
+                    "network, or fetch the file elsewhere and run "
+                    "`mast3r-slam convert FILE OUT`"
                 ) from error
             cause: Exception = error
         except (

@@ -3,7 +3,7 @@
 import dataclasses
 
 from slam.cli.options import Flag, Folder
-from slam.cli.session import run_and_report
+from slam.cli.session import rendered_name, rendered_record, run_and_report
 from slam.config import SlamConfig
 from slam.io.frames import SourceError
 from slam.io.procedural import parse_procedural
@@ -40,6 +40,7 @@ class Demo:
             SlamConfig(size=self.size),
             self.out,
             overwrite=self.overwrite,
-            about={"source": uri, "prior": dataclasses.asdict(self.noise)},
-            prior_name=f"rendered geometry with {100 * self.noise.depth:g} % depth noise",
+            about={"source": uri, "prior": rendered_record(self.noise)},
+            prior_name=rendered_name(self.noise),
+            advice="next: try more frames or less noise; run.json has the solver's figures",
         )

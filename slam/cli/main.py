@@ -1,7 +1,10 @@
 """Entry point of ``mast3r-slam``: parses the command line, turns bad input into one sentence."""
 
+import contextlib
+import io
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,6 +17,7 @@ from mast3r_jax import CheckpointError, ConfigError
 from slam.cli.demo import Demo
 from slam.cli.run import BriefRun, Run
 from slam.io.frames import SourceError
+from slam.outputs import package_version
 
 DESCRIPTION = """Real-time monocular dense SLAM without calibration, in JAX.
 
@@ -23,7 +27,12 @@ To see it work, on a room that is made on the spot:
 On your own images, with the published MASt3R weights:
   python -m weights_conversion download
   mast3r-slam convert checkpoints/*metric.pth weights
-  mast3r-slam run video.mp4 --prior weights"""
+  mast3r-slam run video.mp4 --prior weights
+
+mast3r-slam --version tells the version."""
+
+_REFUSAL = re.compile(r"Value error .*?Error parsing (?:__tyro-dummy-inner__\.)?(\S+): (.*?) ─")
+"""How tyro words a ValueError of a record, without line breaks and the sides of its box."""
 
 BAD_INPUT = (SourceError, CheckpointError, ConfigError, OSError)
 """What bad input raises. Any other exception is a mistake of ours, and keeps its traceback."""
@@ -40,15 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cannot be used.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--version"]:
+        print(f"mast3r-slam {package_version('mast3r-slam-jax') or '(not installed)'}")
+        return 0
     brief = not {"-h", "--help"}.isdisjoint(arguments)
     arguments = ["--help" if a == "--help-all" else a for a in arguments]
-    command = tyro.cli(
-        _commands(BriefRun if brief else Run),
-        prog="mast3r-slam",
-        description=DESCRIPTION,
-        args=arguments,
-    )
     try:
+        command = _parse(arguments, BriefRun if brief else Run)
         if isinstance(command, weights_conversion.cli.Convert):
             return weights_conversion.cli.run(command)
         _keep_compiled_programs()
@@ -59,6 +66,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
+
+
+def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
+    """The command asked for.
+
+    Raises:
+        SourceError: a value that a configuration record refuses; tyro would show it in a box,
+            under a name of its own.
+        SystemExit: help was asked for, or the command line is no command.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                _commands(run), prog="mast3r-slam", description=DESCRIPTION, args=arguments
+            )
+    except SystemExit:
+        words = " ".join(said.getvalue().translate(dict.fromkeys(map(ord, "│╭╮╰╯"), " ")).split())
+        refusal = _REFUSAL.search(words)
+        if refusal is None:
+            sys.stderr.write(said.getvalue())
+            raise
+        option, why = refusal.groups()
+        # The records name the field: "size=100 must be ..." becomes "--config.size=100 must be ...".
+        field = re.match(r"(?:\w+\.)*(\w+)=", why)
+        if field:
+            why = f"--{option}.{field[1].replace('_', '-')}{why[field.end() - 1 :]}"
+        else:
+            why = f"--{option}: {why}"
+        raise SourceError(why) from None
 
 
 def _commands(run: type[Run]) -> Any:

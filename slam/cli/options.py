@@ -23,3 +23,8 @@ Number = Annotated[
     float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: what the source tells)")
 ]
 """A number the source may tell itself."""
+DepthScale = Annotated[
+    float | None,
+    tyro.conf.arg(metavar="X", help_behavior_hint="(default: 5000; 1000 for millimetres)"),
+]
+"""A number the source cannot tell; TUM's own is ``slam.io.tum.TUM_DEPTH_SCALE``."""

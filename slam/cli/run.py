@@ -11,17 +11,28 @@ import tyro
 import mast3r_jax
 from mast3r_jax.checkpoint import presets
 from ops import MatchConfig
-from slam.cli.options import Count, File, Flag, Folder, Number
-from slam.cli.session import run_and_report
+from slam.cli.options import Count, DepthScale, File, Flag, Folder, Number
+from slam.cli.session import rendered_name, rendered_record, run_and_report
 from slam.config import SlamConfig, TrackingConfig
 from slam.io.frames import Source, SourceError
-from slam.io.open_source import open_source
+from slam.io.open_source import depth_scale_of, open_source
+from slam.outputs import check_folder
 from slam.priors.mast3r import MASt3RPrior
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.types import TwoViewPrior
 
 RENDERED = "rendered"
 """Name of the prior that takes its geometry from the source."""
+
+ADVICE_NETWORK = (
+    "next: the prior's predictions do not agree between frames. Are these trained weights, and do "
+    "neighbouring images overlap? See panels/ and run.json."
+)
+ADVICE_RENDERED = (
+    "next: the source's depth and poses do not agree between frames. Are --depth-scale and the "
+    "intrinsics right, and do neighbouring images overlap? See panels/ and run.json."
+)
+"""What to look into when no frame fits the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +42,8 @@ class Run:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Video file, folder of images, TUM RGB-D folder, or `procedural:room?seed=3&frames=150`."""
     prior: Annotated[str, tyro.conf.arg(metavar="WEIGHTS|rendered")]
-    """Folder made by `mast3r-slam convert`, or `rendered`: the source's own depth and poses."""
+    """Folder made by `mast3r-slam convert`, or `rendered`: the source's own depth and poses,
+    with errors such as --noise.depth 0.01; see --help-all."""
     out: Folder = None
     """Folder for the results."""
     overwrite: Flag = False
@@ -44,8 +56,8 @@ class Run:
     """Use at most this many frames."""
     fps: Number = None
     """Frames per second, for videos and folders of images."""
-    depth_scale: Number = None
-    """Units of a metre in the depth images of a TUM RGB-D folder (1000 for millimetres)."""
+    depth_scale: DepthScale = None
+    """Units per metre of the depth images of a TUM RGB-D folder."""
     calibration: File = None
     """Text file `fx fy cx cy`: the intrinsics of the images."""
     calibrated: Flag = False
@@ -65,6 +77,10 @@ class Run:
             raise SourceError(
                 f"{self.calibration}: these intrinsics would not be used; add --calibrated"
             )
+        if self.prior != RENDERED:
+            _require_folder(self.prior)
+        if self.out is not None:
+            check_folder(self.out, self.overwrite)
         source = open_source(
             self.source,
             start=self.start,
@@ -74,7 +90,8 @@ class Run:
             fps=self.fps,
             calibration=self.calibration,
         )
-        prior, name = self.open_prior(source)
+        prior, name, about = self.open_prior(source)
+        rendered = self.prior == RENDERED
         return run_and_report(
             source,
             prior,
@@ -83,12 +100,14 @@ class Run:
             calibrated=self.calibrated,
             overwrite=self.overwrite,
             min_confidence=self.min_confidence,
-            about=self.choices(),
+            about=self.choices() | {"prior": about},
             prior_name=name,
+            advice=ADVICE_RENDERED if rendered else ADVICE_NETWORK,
+            hints=self.hints(source),
         )
 
-    def open_prior(self, source: Source) -> tuple[TwoViewPrior, str]:
-        """The prior asked for, and what to call it.
+    def open_prior(self, source: Source) -> tuple[TwoViewPrior, str, dict[str, Any]]:
+        """The prior asked for, what to call it, and its entry in ``run.json``.
 
         Raises:
             SourceError: there are no such weights, or the source lacks what the prior needs.
@@ -96,23 +115,34 @@ class Run:
         """
         if self.prior == RENDERED:
             _require_geometry(self.source, source)
-            noise = f"{100 * self.noise.depth:g} % depth noise"
-            return RenderedGeometryPrior(self.noise), f"rendered geometry with {noise}"
-        _require_folder(self.prior)
+            name, about = rendered_name(self.noise), rendered_record(self.noise)
+            return RenderedGeometryPrior(self.noise), name, about
         dtype = jnp.bfloat16 if self._is_bfloat16() else None
-        return MASt3RPrior(mast3r_jax.load(self.prior, dtype=dtype)), f"MASt3R from {self.prior}"
+        about = {
+            "kind": "mast3r",
+            "weights": self.prior,
+            "precision": "float32" if dtype is None else "bfloat16",
+        }
+        prior = MASt3RPrior(mast3r_jax.load(self.prior, dtype=dtype))
+        return prior, f"MASt3R from {self.prior}", about
 
     def _is_bfloat16(self) -> bool:
         if self.precision == "auto":
             return jax.default_backend() == "gpu"
         return self.precision == "bfloat16"
 
+    def hints(self, source: Source) -> list[str]:
+        """How the input was understood where its files do not tell and a mistake would hurt."""
+        scale = depth_scale_of(source)
+        if self.prior != RENDERED or self.depth_scale is not None or scale is None:
+            return []
+        return [f"depth: {scale:g} units per metre (TUM's); --depth-scale changes it"]
+
     def choices(self) -> dict[str, Any]:
         """What was asked for, for the record of the run."""
         chosen = dataclasses.asdict(self)
-        del chosen["config"], chosen["out"], chosen["overwrite"]
-        if self.prior != RENDERED:
-            del chosen["noise"]
+        for told_elsewhere in ("config", "out", "overwrite", "prior", "noise"):
+            del chosen[told_elsewhere]
         return {
             name: str(value) if isinstance(value, pathlib.Path) else value
             for name, value in chosen.items()

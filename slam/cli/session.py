@@ -1,10 +1,11 @@
 """What ``demo`` and ``run`` share: progress, output folder, and the report at the end."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -17,6 +18,7 @@ from slam import runner
 from slam.config import SlamConfig
 from slam.io.frames import Source
 from slam.outputs import OutputFiles, check_folder
+from slam.priors.rendered import GeometryNoise
 from slam.reconstruction import Reconstruction
 from slam.types import TwoViewPrior
 
@@ -32,8 +34,23 @@ def run_and_report(
     min_confidence: float = 1.5,
     about: Mapping[str, Any],
     prior_name: str,
+    advice: str,
+    hints: Sequence[str] = (),
 ) -> int:
     """Run, write every output into one folder, print what happened and where it is.
+
+    Args:
+        source: images.
+        prior: two-view prior.
+        config: of the system.
+        out: folder for the results; see ``choose_folder``.
+        calibrated: track with the intrinsics.
+        overwrite: replace the results of an earlier run.
+        min_confidence: points of the map are more confident than this.
+        about: further entries for ``run.json``.
+        prior_name: what to call the prior.
+        advice: what to look into when the run got lost at once.
+        hints: lines to print at the start, such as how the input was understood.
 
     Returns:
         0, or 1 when no frame beyond the first could be placed.
@@ -42,16 +59,36 @@ def run_and_report(
     folder = choose_folder(out, source.name, overwrite)
     say(console, f"{source.name}: {source.num_frames or 'unknown number of'} frames")
     say(console, f"prior: {prior_name}")
+    for hint in hints:
+        say(console, hint)
     with progress_display(console) as on_progress:
         result = runner.run(
             source, prior, config, calibrated=calibrated, on_progress=on_progress, num_panels=3
         )
     begin = time.perf_counter()
     with console.status("writing results"):
-        result.save(folder, min_confidence=min_confidence, overwrite=overwrite, about=about)
-    print_report(console, result)
-    print_files(console, OutputFiles(folder), time.perf_counter() - begin)
-    return 0 if result.tracked.sum() > min(1, result.num_frames - 1) else 1
+        files = result.save(folder, min_confidence=min_confidence, overwrite=overwrite, about=about)
+    seconds = time.perf_counter() - begin
+    done = result.tracked.sum() > min(1, result.num_frames - 1)
+    print_report(console, result, advice=None if done or not result.num_keyframes else advice)
+    print_files(console, OutputFiles(folder, files.notes), seconds)
+    return 0 if done else 1
+
+
+def rendered_name(noise: GeometryNoise) -> str:
+    """What to call the prior that knows the geometry, with all that it gets wrong."""
+    sizes = [
+        f"{name} {100 * value:g} %"
+        for name, value in (("depth", noise.depth), ("bias", noise.bias), ("scale", noise.scale))
+        if value
+    ]
+    sizes += [f"descriptors {noise.descriptor:g}"] if noise.descriptor else []
+    return f"rendered geometry; noise: {', '.join(sizes) or 'none'}"
+
+
+def rendered_record(noise: GeometryNoise) -> dict[str, Any]:
+    """The same prior in ``run.json``."""
+    return {"kind": "rendered", "noise": dataclasses.asdict(noise)}
 
 
 def choose_folder(out: pathlib.Path | None, name: str, overwrite: bool) -> pathlib.Path:
@@ -98,16 +135,18 @@ def progress_display(console: Console) -> Iterator[Callable[[runner.Progress], N
                 completed=progress.frame + 1,
                 fps=fps,
                 mode=progress.mode.name.lower(),
-                keyframes=f"{progress.num_keyframes} keyframes",
+                keyframes=f"{progress.num_keyframes} keyframe{'s'[: progress.num_keyframes != 1]}",
             )
 
         yield on_progress
 
 
-def print_report(console: Console, result: Reconstruction) -> None:
-    """Verdict, accuracy, and time by stage; fits 80 columns."""
+def print_report(console: Console, result: Reconstruction, advice: str | None = None) -> None:
+    """Verdict, what to do about it, accuracy, and time by stage; fits 80 columns."""
     console.print()
     say(console, result.verdict(), style="bold")
+    if advice:
+        say(console, advice)
     for note in result.notes:
         say(console, f"note: {note}")
 
@@ -154,6 +193,8 @@ def print_files(console: Console, files: OutputFiles, seconds: float) -> None:
     say(console, f"Results in {files.folder}/, written in {seconds:.1f} s", style="bold")
     for path, what in files.described():
         say(console, f"  {path:<19} {what}")
+    for note in files.notes:
+        say(console, f"note: {note}")
 
 
 def _table(title: str, header: tuple[str, ...], texts: int) -> Table:

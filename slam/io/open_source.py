@@ -67,6 +67,13 @@ def open_source(
     return SlicedSource(source, start, stride, max_frames)
 
 
+def depth_scale_of(source: Source) -> float | None:
+    """Units per metre by which a source reads depth images; None if it reads none."""
+    while isinstance(source, SlicedSource | CalibratedSource):
+        source = source.source
+    return source.depth_scale if isinstance(source, TumSource) and source.has_depth else None
+
+
 @runtime_checkable
 class Selectable(Protocol):
     """A source that can skip frames more cheaply than by decoding them."""

@@ -63,6 +63,11 @@ class TumSource:
         self._depth = self._match_depth()
         self._poses = self._match_poses()
 
+    @property
+    def has_depth(self) -> bool:
+        """Whether there is a ``depth.txt``."""
+        return self._depth is not None
+
     def __iter__(self) -> Iterator[SourceFrame]:
         return self.select(slice(None))
 
