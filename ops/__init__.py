@@ -4,6 +4,7 @@ from ops.xla_flags import avoid_wrong_reductions
 
 avoid_wrong_reductions()  # before anything computes
 
+from ops import lie_convert as lie_convert
 from ops.fusion import FUSION_MODES as FUSION_MODES
 from ops.fusion import FusedPointmap as FusedPointmap
 from ops.fusion import average_confidence as average_confidence

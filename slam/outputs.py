@@ -185,9 +185,7 @@ def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> No
         )
 
 
-def summary(
-    result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def summary(result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()) -> dict[str, Any]:
     """Contents of ``run.json``."""
     frames = result.frames
     placed = result.tracked

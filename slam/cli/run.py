@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import tyro
 
 import mast3r_jax
-from mast3r_jax.checkpoint import presets
+from mast3r_jax.checkpoint import CONFIG, WEIGHTS, presets
 from ops import MatchConfig
 from slam.cli.options import Count, DepthScale, File, Flag, Folder, Number
 from slam.cli.session import rendered_name, rendered_record, run_and_report
@@ -175,8 +175,14 @@ def _require_folder(weights: str) -> None:
         )
     if not path.exists() and weights not in presets():
         raise SourceError(
-            f"{weights}: no such weights; convert published ones with `mast3r-slam convert`, "
-            "or say --prior rendered for a source with depth, poses and intrinsics"
+            f"{weights}: no such weights; convert published ones with "
+            "`mast3r-slam convert FILE OUT`, or say --prior rendered for a source with depth, poses and intrinsics"
+        )
+    missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+    if path.is_dir() and missing:
+        raise SourceError(
+            f"{path}: no checkpoint folder, it has no {' and no '.join(missing)}; published "
+            "weights are converted with `mast3r-slam convert FILE OUT`"
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mast3r_jax.pointmap import Pointmap
+from ops import pinhole
 from ops.records import Record, record, static_field
 from slam.types import Frame
 
@@ -96,7 +97,8 @@ class RenderedGeometryPrior(Record):
             )
         depth, T_WC, K = jnp.asarray(depth), jnp.asarray(T_WC), jnp.asarray(K)
         measured = (depth > 0) & jnp.isfinite(depth)
-        points_C = backproject(fill(depth, measured), K)
+        pixels = pinhole.pixel_grid(depth.shape, depth.dtype).reshape(*depth.shape, 2)
+        points_C = pinhole.unproject(pixels, fill(depth, measured), K)
         shows_something = frame.image.max() >= COVERED_BELOW
         descriptors = describe(transform(T_WC, points_C), self.noise.seed)
         height, width = depth.shape
@@ -165,15 +167,6 @@ class RenderedGeometryPrior(Record):
             descriptors=descriptors,
             descriptor_confidence=jnp.where(encoding.seen, 1.0 + 2.0 / level, 0.0),
         )
-
-
-def backproject(depth: Float[Array, "h w"], K: Float[Array, "3 3"]) -> Float[Array, "h w 3"]:
-    """Points in the camera from depth along z; pixel centres are integers."""
-    height, width = depth.shape
-    v, u = jnp.mgrid[0:height, 0:width].astype(depth.dtype)
-    x = (u - K[0, 2]) / K[0, 0] * depth
-    y = (v - K[1, 2]) / K[1, 1] * depth
-    return jnp.stack([x, y, depth], axis=-1)
 
 
 def transform(T: Float[Array, "_ 4"], points: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:

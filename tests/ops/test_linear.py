@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops.linear import solve_spd_small
+from ops import linear
+
+solve_spd_small = jax.jit(linear.solve_spd_small)
 
 
 def system(seed: int, n: int, units: float) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +34,9 @@ def test_batches_under_vmap():
     pairs = [system(seed, 7, 1.0) for seed in range(4)]
     H, g = (np.stack(x) for x in zip(*pairs, strict=True))
     H[2] = 0
-    x, ok = jax.vmap(solve_spd_small)(jnp.asarray(H, jnp.float32), jnp.asarray(g, jnp.float32))
+    x, ok = jax.jit(jax.vmap(solve_spd_small))(
+        jnp.asarray(H, jnp.float32), jnp.asarray(g, jnp.float32)
+    )
     np.testing.assert_array_equal(ok, [True, True, False, True])
     np.testing.assert_allclose(x[3], np.linalg.solve(*pairs[3]), rtol=1e-4)
 

@@ -54,29 +54,34 @@ def solve(points_f, points_k, q, valid, T, K, mode):
 @pytest.mark.parametrize("mode", CONFIG)
 @pytest.mark.parametrize("case", CASES)
 def test_every_iteration_of_the_original(golden, case, mode):
-    """Each iteration restarts from the original's own pose, so that errors do not add up.
+    """Our iterations, one after the other, and our costs at the original's poses.
 
     The original sums plainly in float32. Evaluated in float64 at the same poses, its costs are off
     by up to 1.2e-5 and ours by up to 7e-7; its poses are off its own float64 run by up to 7e-5 in
-    one step. So these tolerances are its rounding; the next tests are sharper.
+    the first step of the rays over the large motion, by 3.1e-5 at the end of that. So these
+    tolerances are its rounding; the next tests are sharper.
     """
+    large = (case, mode) == ("large", "rays")
     data = golden(f"slam/track_{case}_{mode}")
     *points, T, K = problem(data, mode)
     np.testing.assert_allclose(points[2], data["Qk"], rtol=1e-6)
+    theirs = T
     for k, expected in enumerate(data["T_CkCf_iter"]):
         result = step(*points, T, K, mode)
         assert bool(result.positive_definite)
-        np.testing.assert_allclose(float(result.equations.cost), data["costs"][k], rtol=1.5e-5)
-        np.testing.assert_allclose(
-            lie_convert.to_lietorch(result.T_kf), expected, rtol=0, atol=7e-5
-        )
+        atol = (7e-5 if k == 0 else 3.1e-5) if large else 2e-5
+        pose = lie_convert.to_lietorch(result.T_kf)
+        np.testing.assert_allclose(pose, expected, rtol=0, atol=atol)
+        T = result.T_kf
+        cost = step(*points, theirs, K, mode).equations.cost
+        np.testing.assert_allclose(float(cost), data["costs"][k], rtol=1.5e-5)
+        theirs = lie_convert.from_lietorch(jnp.asarray(expected))
         if k == 0:
             H, g = result.equations.hessian, result.equations.gradient
             # relative to the diagonal: 3072 terms summed plainly in float32
             size = np.sqrt(np.outer(np.diag(data["H0"]), np.diag(data["H0"])))
             np.testing.assert_allclose(H / size, data["H0"] / size, rtol=0, atol=2e-5)
             np.testing.assert_allclose(g, data["g0"], rtol=0, atol=5e-6 * np.abs(data["g0"]).max())
-        T = lie_convert.from_lietorch(jnp.asarray(expected))
 
 
 @pytest.mark.parametrize("mode", CONFIG)
@@ -183,7 +188,7 @@ def test_recovers_an_exact_pose_and_ignores_what_is_invalid(golden):
 @pytest.mark.parametrize("mode", CONFIG)
 def test_failures_are_statuses_and_keep_the_pose(golden, mode):
     points_f, points_k, q, valid, T, K = problem(golden(f"slam/track_small_{mode}"), mode)
-    T = T.retract(jnp.full(7, 0.01))
+    T = jax.jit(Sim3.retract)(T, jnp.full(7, 0.01))
 
     def check(expected, *arguments):
         solution = solve(*arguments, T, K, mode)

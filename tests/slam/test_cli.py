@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slam.cli import demo, main
+from slam.cli import demo, main, session
 from slam.config import SlamConfig
 from slam.io.open_source import open_source
 from slam.io.recording import write_video
+from slam.priors.rendered import GeometryNoise
 from slam.reconstruction import Reconstruction
 from tests.conftest import DATA
 from tests.slam import rim
@@ -71,6 +72,11 @@ def test_help_names_the_commands_and_where_to_start(capsys):
     assert all(f"• {name} " in text for name in ("demo", "run", "convert"))
 
 
+def test_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("mast3r-slam ")
+
+
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
@@ -82,7 +88,7 @@ def test_help_names_the_commands_and_where_to_start(capsys):
                 *("--calibration", "--stride", "--config.size", "run --help-all", "outputs/"),
             ],
         ),
-        ("convert", ["INPUT", "OUTPUT-DIR", ".pth", "--dtype", "--overwrite"]),
+        ("convert", ["FILE OUT", ".pth", "--dtype", "--overwrite"]),
     ],
 )
 def test_help_of_a_command(capsys, command, parts):
@@ -93,8 +99,9 @@ def test_help_of_a_command(capsys, command, parts):
 def test_help_of_run_does_not_drown_the_essential(capsys):
     brief = help_of(capsys, "run", "--help")
     whole = help_of(capsys, "run", "--help-all")
-    assert "sigma-ray" in whole and "--noise.depth" in whole and "--config.match.radius" in whole
-    assert "sigma-ray" not in brief and "--noise.depth" not in brief
+    assert "sigma-ray" in whole and "--noise.bias" in whole and "--config.match.radius" in whole
+    assert "sigma-ray" not in brief and "--noise.bias" not in brief
+    assert "--noise.depth" in brief
     assert len(brief) < len(whole) / 2
 
 
@@ -136,9 +143,15 @@ def test_sources_that_cannot_be_used(capsys, tmp_path):
     run(tmp_path / "mixed", *rendered, words=["b.png", "32x32", "64x48"])
     run("procedural:room?seats=3", *rendered, words=["unknown key 'seats'"])
     run(rim.URI, *rendered, "--start", 99, words=["start=99", "past its end"])
-    run(rim.URI, *rendered, "--config.size", 100, words=["100", "multiple of 16"])
+    run(rim.URI, *rendered, "--config.size", 100, words=["--config.size=100 must be", "of 16"])
+    run(rim.URI, *rendered, "--noise.depth", -1, words=["--noise.depth=-1 must be at least 0"])
+    capacity = ("--config.keyframe-capacity", 0)
+    run(rim.URI, *rendered, *capacity, words=["--config.keyframe-capacity=0 must be"])
+    share = ("--config.tracking.min-match-fraction", 2)
+    run(rim.URI, *rendered, *share, words=["--config.tracking.min-match-fraction=2 must be"])
     refused(capsys, "demo", "--frames", 0, words=["frames=0"])
     refused(capsys, "demo", "--size", 100, words=["multiple of 16"])
+    refused(capsys, "demo", "--noise.scale", -0.5, words=["--noise.scale=-0.5 must be"])
 
 
 def test_rendered_geometry_needs_geometry(capsys, tmp_path):
@@ -204,10 +217,31 @@ def test_output_folders_that_cannot_be_used(capsys, tmp_path):
     run(tmp_path / "full", "--overwrite", words=["full: holds other files (thesis.tex)"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "map.ply").write_text("earlier")
-    run(tmp_path / "run", words=["run: holds the results of a run", "overwrite"])
+    run(tmp_path / "run", words=["run: holds the results of a run", "--overwrite"])
     assert (tmp_path / "run" / "map.ply").read_text() == "earlier"
     run(tmp_path / "full" / "thesis.tex", words=["no folder"])
     run(tmp_path / "full" / "thesis.tex" / "out", words=["not a folder that can be written to"])
+
+
+def test_what_can_be_refused_early_is(capsys, monkeypatch):
+    """A folder for the results, or weights, that cannot be used: before any image is looked at."""
+    monkeypatch.setattr("slam.cli.run.open_source", None)
+    refused(capsys, "run", "walk.mp4", "--prior", "nowhere", words=["nowhere: no such weights"])
+    pathlib.Path("mine.txt").write_text("mine")
+    out = ("--prior", "rendered", "--out", "mine.txt")
+    refused(capsys, "run", "walk.mp4", *out, words=["mine.txt: exists and is no folder"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ((0.01, 0.005, 0.01, 0.02), "depth 1 %, bias 0.5 %, scale 1 %, descriptors 0.02"),
+        ((0.0, 0.02, 0.0, 0.0), "bias 2 %"),
+        ((0.0, 0.0, 0.0, 0.0), "none"),
+    ],
+)
+def test_the_prior_s_name_tells_all_that_it_gets_wrong(sizes, name):
+    assert session.rendered_name(GeometryNoise(*sizes)) == f"rendered geometry; noise: {name}"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
@@ -235,6 +269,7 @@ def test_demo(capsys, monkeypatch):
     folder = pathlib.Path("outputs/procedural-room-3")
     told = json.loads((folder / "run.json").read_text())
     assert told["source"] == "procedural:room?seed=3&frames=8&size=128x96"
+    assert told["prior"]["kind"] == "rendered" and told["prior"]["noise"]["depth"] == 0
     for path in folder.iterdir():
         assert f"  {path.name}" in said
 
@@ -296,7 +331,8 @@ def test_the_network_runs_on_a_video(capsys, weights):
     said, err = capsys.readouterr()
     assert err == ""
     told = consistent(said, status, pathlib.Path("outputs/walk"), 6)
-    assert told["prior"] == str(weights) and told["source"] == "walk.mp4"
+    assert told["prior"] == {"kind": "mast3r", "weights": str(weights), "precision": "float32"}
+    assert told["source"] == "walk.mp4"
     assert told["config"]["size"] == 64 and told["ate"] == []
     assert all(row["calls"] == 6 for row in told["timing"]["stages"].values())
     assert not pathlib.Path("outputs/walk/groundtruth.txt").exists()

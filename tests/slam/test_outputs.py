@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from slam import outputs, runner
+from slam.evaluation import align_sim3
 from slam.io.frames import SourceError
 from slam.io.ply import read_ply
 from slam.io.trajectory_file import read_trajectory
@@ -179,6 +180,38 @@ def test_what_is_read_back_can_be_saved(folder, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_an_empty_map_is_pointed_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "_draw", lambda *args: None)
+    files = rim.result().save(tmp_path / "run", min_confidence=99)
+    note = "no point is more confident than 99; map.ply is empty"
+    assert files.notes == (note,) and record(tmp_path / "run")["notes"] == [note]
+    assert len(read_ply(tmp_path / "run" / "map.ply")[0]) == 0
+
+
+def test_pictures_are_drawn_level(tmp_path, monkeypatch):
+    """From above means along gravity: the true up of the room, +z, is -y of what is drawn."""
+    drawn = {}
+    monkeypatch.setattr(outputs, "plot_map", lambda path, points, *a, **k: drawn.update(map=points))
+    monkeypatch.setattr(
+        outputs, "plot_trajectory", lambda path, xyz, *a, **k: drawn.update(xyz=xyz)
+    )
+    result = rim.result()
+    outputs._draw(dataclasses.replace(result, panels=()), tmp_path, result.point_cloud())
+    truth = np.stack([frame.T_WC[:3, 3] for frame in rim.walk()])
+    for name, original in (
+        ("map", result.point_cloud().points),
+        ("xyz", result.trajectory().positions),
+    ):
+        distances = [
+            np.linalg.norm(points[1:] - points[0], axis=1) for points in (drawn[name], original)
+        ]
+        np.testing.assert_allclose(*distances, rtol=1e-4, atol=1e-5)
+    # The heights of the floor's points: metric, as exact geometry is, and flat.
+    true_up = align_sim3(drawn["xyz"], truth).rotation.T @ [0.0, 0.0, 1.0]
+    # Three degrees: hands roll, and the walk is short.
+    assert true_up @ [0.0, -1.0, 0.0] > np.cos(np.radians(3))
+
+
 @pytest.mark.parametrize(
     "writer", ["write_trajectory", "write_ply", "plot_map", "plot_panels", "save_archive"]
 )
@@ -208,7 +241,7 @@ def test_only_results_are_ever_replaced(tmp_path, monkeypatch):
     path.mkdir()
     result.save(path)  # an empty folder may be there
     before = (path / "run.json").read_bytes()
-    with pytest.raises(FileExistsError, match=r"run: holds the results of a run; choose another"):
+    with pytest.raises(FileExistsError, match=r"run: holds the results of a run; pass --overwrite"):
         result.save(path)
     assert (path / "run.json").read_bytes() == before
     (path / "map.ply").write_text("old")

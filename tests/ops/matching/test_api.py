@@ -77,10 +77,17 @@ def test_refinement_finds_a_planted_descriptor_and_prefers_the_first_of_equals()
 
 
 def test_chunks_do_not_change_the_answer():
-    whole = both(*inputs(), config=MatchConfig(projection_chunk=0, refinement_chunk=0))
-    for chunk in (50, 204, 1000):
-        config = MatchConfig(projection_chunk=chunk, refinement_chunk=chunk)
-        pieces = both(*inputs(), config=config)
+    """Chunks that leave a rest, and that are as large as the image or larger; 0 is no chunks."""
+
+    @jax.jit
+    def results(*arrays):
+        return [
+            match(*arrays, config=MatchConfig(projection_chunk=chunk, refinement_chunk=chunk))
+            for chunk in (0, 50, H * W, 1000)
+        ]
+
+    whole, *others = results(*inputs())
+    for pieces in others:
         jax.tree.map(np.testing.assert_array_equal, pieces, whole)
 
 
@@ -133,9 +140,10 @@ def test_derivative_of_the_position():
     def u_of(dx, X1):
         return iterative_projection(X1, X2 + dx * jnp.array([1.0, 0, 0])).uv[n, 0]
 
-    slope, gradient = jax.jit(jax.grad(u_of, argnums=(0, 1)))(jnp.float32(0), X1)
+    value_and_grad = jax.jit(jax.value_and_grad(u_of, argnums=(0, 1)))
+    _, (slope, gradient) = value_and_grad(jnp.float32(0), X1)
     h = 1e-2  # a pixel per unit of x is f/z, about 7
-    left, right = (float(jax.jit(u_of)(jnp.float32(dx), X1)) for dx in (-h, h))
+    left, right = (float(value_and_grad(jnp.float32(dx), X1)[0]) for dx in (-h, h))
     numeric = (right - left) / (2 * h)
     assert numeric > 5 and abs(float(slope) - numeric) < 0.05 * numeric
     assert bool(jnp.all(jnp.isfinite(gradient)))
@@ -154,8 +162,7 @@ def test_dispatch(function):
         call(implementation="cuda")
     with pytest.raises(NotImplementedError, match="pallas"):
         call(implementation="pallas")
-    default = jax.jit(lambda: call())()
-    named = jax.jit(lambda: call(implementation="xla"))()
+    default, named = jax.jit(lambda: (call(), call(implementation="xla")))()
     jax.tree.map(np.testing.assert_array_equal, default, named)
 
 

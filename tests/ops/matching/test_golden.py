@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from ops.matching import iterative_projection, match, refine_matches
 from ops.matching.xla import ray_image
@@ -13,6 +14,8 @@ from ops.matching.xla import ray_image
 CASES = ["same_48", "small_48", "large_48"]
 STARTS = ["id", "near"]
 WIDTH = 64
+TIE = 48 + 64 * 13
+"""The pixel of large_48, near start, where rounding decides; see ``test_the_tie_is_a_tie``."""
 
 project = jax.jit(iterative_projection)
 refine = jax.jit(refine_matches)
@@ -51,10 +54,10 @@ def test_ray_image():
 @pytest.mark.parametrize("prefix", STARTS)
 @pytest.mark.parametrize("case", CASES)
 def test_iterative_projection(case, prefix):
-    """Float32 against the original's: its own distance to double is 1e-6 in the middle.
+    """Two float32 programs; either is within 1e-6 px of double at the median and 4.2e-4 at worst.
 
-    99 % within 1e-5 px; a few badly conditioned pixels (nearly parallel rays at a depth edge)
-    amplify rounding to 1e-3 and more, in the original as well, and still converge.
+    The worst are pixels at the top of small_48 whose costs before and after a step agree to a
+    rounding, so that the one program takes the step and the other does not.
     """
     data = load(case)
     result = project(*arrays(data, "X11", "X21"), start(data, prefix))
@@ -63,12 +66,40 @@ def test_iterative_projection(case, prefix):
     error = np.abs(np.asarray(result.uv) - data[f"{prefix}_p_new"]).max(axis=-1)[converged]
     assert np.median(error) < 3e-6
     assert np.quantile(error, 0.99) < 1e-5
-    assert error.max() < 5e-3
+    if (case, prefix) == ("large_48", "near"):
+        error[np.flatnonzero(converged) == TIE] = 0
+    assert error.max() < 5e-4
     if case != "same_48":  # there the answer is a whole pixel, and truncation tosses a coin
         whole = np.asarray(result.uv).astype(int)
         differ = np.any(whole != data[f"{prefix}_p1_int"], axis=-1)
         assert not np.any(differ[converged])
         assert differ.mean() <= 2e-3
+
+
+def test_the_tie_is_a_tie():
+    """At one pixel the third step, from v = 25.689280 to 25.682510, may be taken or refused.
+
+    The search is clamped to u = 62 there, so that a ray difference of 9e-4 remains and the steps
+    do not shrink. In double the step raises the cost by 6e-11 of 8.5e-7; rounding one component of
+    a unit ray by 2^-24 changes it by twice the difference times 2^-24 = 1.1e-10. We take the step
+    and stay; the original refuses it and accepts the tenth, more damped one: 2.8e-3 px apart.
+    """
+    data = load("large_48")
+    result = project(*arrays(data, "X11", "X21"), start(data, "near"))
+    u, v = np.asarray(result.uv, np.float64)[TIE]
+    r = data["X11"].astype(np.float64)
+    r /= np.linalg.norm(r, axis=-1, keepdims=True)
+    t = data["X21"].reshape(-1, 3)[TIE].astype(np.float64)
+    t /= np.linalg.norm(t)
+
+    def cost(v):
+        ray = np.array([ndimage.map_coordinates(r[..., c], [[v], [62]], order=1) for c in range(3)])
+        return np.sum((ray[:, 0] / np.linalg.norm(ray) - t) ** 2)
+
+    assert bool(result.converged[TIE])
+    assert u == 62 and min(abs(v - 25.689280), abs(v - 25.682510), abs(v - 25.685303)) < 1e-5
+    assert abs(cost(25.682510) - cost(25.689280)) < 2 * np.sqrt(cost(25.682510)) * 2.0**-24
+    assert abs(v - data["near_p_new"][TIE, 1]) < 3e-3
 
 
 @pytest.mark.parametrize("prefix", STARTS)
