@@ -97,11 +97,11 @@ class RenderedGeometryPrior(Record):
             )
         depth, T_WC, K = jnp.asarray(depth), jnp.asarray(T_WC), jnp.asarray(K)
         measured = (depth > 0) & jnp.isfinite(depth)
-        pixels = pinhole.pixel_grid(depth.shape, depth.dtype).reshape(*depth.shape, 2)
+        height, width = depth.shape
+        pixels = pinhole.pixel_grid((height, width), depth.dtype).reshape(height, width, 2)
         points_C = pinhole.unproject(pixels, fill(depth, measured), K)
         shows_something = frame.image.max() >= COVERED_BELOW
         descriptors = describe(transform(T_WC, points_C), self.noise.seed)
-        height, width = depth.shape
         patches = descriptors.reshape(height // PATCH, PATCH, width // PATCH, PATCH, -1)
         return GeometryEncoding(
             features=patches.mean((1, 3)).reshape(-1, DESCRIPTOR_SIZE),
