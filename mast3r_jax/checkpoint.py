@@ -186,13 +186,13 @@ def _find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         known = ", ".join(presets()) or "none in this installation"
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint folder, nor a preset ({known}); published "
-            "weights are converted by `python -m weights_conversion`"
+            "weights are converted by `mast3r-slam convert FILE OUT`"
         )
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder}: no checkpoint folder, it has no {' and no '.join(missing)}; published "
-            "weights are converted by `python -m weights_conversion`"
+            "weights are converted by `mast3r-slam convert FILE OUT`"
         )
     return folder
 

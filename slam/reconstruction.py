@@ -185,17 +185,20 @@ class Reconstruction:
     def verdict(self) -> str:
         """One honest sentence about how the run went."""
         frames, placed = self.num_frames, int(self.tracked.sum())
+        keyframes = f"{self.num_keyframes} keyframe{'s' if self.num_keyframes != 1 else ''}"
         if placed == 0:
             return f"NOT STARTED: none of {frames} frames was usable as a first keyframe"
-        if placed == 1 and frames > 1:
+        if frames == 1:
+            return "the only frame is the first keyframe; nothing was tracked"
+        if placed == 1:
             return f"LOST: the first keyframe was made, but none of {frames - 1} later frames fits"
         if placed < frames:
             first = int(np.flatnonzero(~self.tracked)[0])
             return (
                 f"PARTLY LOST: {placed} of {frames} frames have a pose, the first without one is "
-                f"frame {first}; {self.num_keyframes} keyframes"
+                f"frame {first}; {keyframes}"
             )
-        return f"all {frames} frames have a pose, {self.num_keyframes} keyframes"
+        return f"all {frames} frames have a pose, {keyframes}"
 
     def save(
         self,

@@ -31,7 +31,9 @@ On your own images, with the published MASt3R weights:
 
 mast3r-slam --version tells the version."""
 
-_REFUSAL = re.compile(r"Value error .*?Error parsing (?:__tyro-dummy-inner__\.)?(\S+): (.*?) ─")
+_REFUSAL = re.compile(
+    r"Value error .*?Error parsing (?:__tyro-dummy-inner__\.|--)?(\S+): (.*?) (?:[-─]{9}|For full)"
+)
 """How tyro words a ValueError of a record, without line breaks and the sides of its box."""
 
 BAD_INPUT = (SourceError, CheckpointError, ConfigError, OSError)
@@ -89,7 +91,7 @@ def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
             sys.stderr.write(said.getvalue())
             raise
         option, why = refusal.groups()
-        # The records name the field: "size=100 must be ..." becomes "--config.size=100 must be ...".
+        # Records name the field: "size=100 must be" becomes "--config.size=100 must be".
         field = re.match(r"(?:\w+\.)*(\w+)=", why)
         if field:
             why = f"--{option}.{field[1].replace('_', '-')}{why[field.end() - 1 :]}"

@@ -176,7 +176,8 @@ def _require_folder(weights: str) -> None:
     if not path.exists() and weights not in presets():
         raise SourceError(
             f"{weights}: no such weights; convert published ones with "
-            "`mast3r-slam convert FILE OUT`, or say --prior rendered for a source with depth, poses and intrinsics"
+            "`mast3r-slam convert FILE OUT`, or say --prior rendered for a source with "
+            "depth, poses and intrinsics"
         )
     missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
     if path.is_dir() and missing:

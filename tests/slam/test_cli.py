@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from slam.cli import demo, main, session
+from slam.cli.run import Run
 from slam.config import SlamConfig
 from slam.io.open_source import open_source
 from slam.io.recording import write_video
@@ -242,6 +243,37 @@ def test_what_can_be_refused_early_is(capsys, monkeypatch):
 )
 def test_the_prior_s_name_tells_all_that_it_gets_wrong(sizes, name):
     assert session.rendered_name(GeometryNoise(*sizes)) == f"rendered geometry; noise: {name}"
+
+
+def test_the_depth_scale_is_told_where_it_is_assumed(tmp_path):
+    folder = write_tum(tmp_path / "tum")
+    told = ["depth: 5000 units per metre (TUM's); --depth-scale changes it"]
+    for source in (open_source(folder), open_source(folder, stride=2)):
+        assert Run(str(folder), "rendered").hints(source) == told
+        assert Run(str(folder), "weights").hints(source) == []  # reads no depth
+        assert Run(str(folder), "rendered", depth_scale=5000.0).hints(source) == []
+    (folder / "depth.txt").unlink()
+    assert Run(str(folder), "rendered").hints(open_source(folder)) == []
+    assert Run(rim.URI, "rendered").hints(open_source(rim.URI)) == []
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_run_that_got_lost_at_once_says_where_to_look(capsys, lost):
+    frames = [
+        frame if n == 0 or not lost else rim.covered(frame)
+        for n, frame in enumerate(rim.walk()[:3])
+    ]
+    status = session.run_and_report(
+        rim.Frames(frames),
+        rim.EXACT,
+        rim.CONFIG,
+        None,
+        about={},
+        prior_name="exact",
+        advice="next: look",
+    )
+    said = capsys.readouterr().out
+    assert status == int(lost) and ("LOST" in said) == ("next: look" in said) == lost
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):

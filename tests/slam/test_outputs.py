@@ -182,7 +182,7 @@ def test_what_is_read_back_can_be_saved(folder, tmp_path):
 
 def test_an_empty_map_is_pointed_out(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "_draw", lambda *args: None)
-    files = rim.result().save(tmp_path / "run", min_confidence=99)
+    files = rim.result().save(tmp_path / "run", min_confidence=99.0)
     note = "no point is more confident than 99; map.ply is empty"
     assert files.notes == (note,) and record(tmp_path / "run")["notes"] == [note]
     assert len(read_ply(tmp_path / "run" / "map.ply")[0]) == 0

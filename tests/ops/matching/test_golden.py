@@ -54,10 +54,10 @@ def test_ray_image():
 @pytest.mark.parametrize("prefix", STARTS)
 @pytest.mark.parametrize("case", CASES)
 def test_iterative_projection(case, prefix):
-    """Two float32 programs; either is within 1e-6 px of double at the median and 4.2e-4 at worst.
+    """Two float32 programs, compared where the search converged.
 
-    The worst are pixels at the top of small_48 whose costs before and after a step agree to a
-    rounding, so that the one program takes the step and the other does not.
+    Either is off the same search in double by 1e-6 px at the median, by less than 6e-6 for 99 %
+    and by 4.2e-4 at worst, in the rows at the borders of small_48; one pixel excepted, see below.
     """
     data = load(case)
     result = project(*arrays(data, "X11", "X21"), start(data, prefix))
@@ -97,7 +97,7 @@ def test_the_tie_is_a_tie():
         return np.sum((ray[:, 0] / np.linalg.norm(ray) - t) ** 2)
 
     assert bool(result.converged[TIE])
-    assert u == 62 and min(abs(v - 25.689280), abs(v - 25.682510), abs(v - 25.685303)) < 1e-5
+    assert u == 62 and min(abs(v - 25.682510), abs(v - 25.685303)) < 1e-5
     assert abs(cost(25.682510) - cost(25.689280)) < 2 * np.sqrt(cost(25.682510)) * 2.0**-24
     assert abs(v - data["near_p_new"][TIE, 1]) < 3e-3
 
