@@ -75,7 +75,7 @@ def test_unreadable_checkpoints_say_what_to_do(tmp_path):
         load(tmp_path / "empty")
     file = tmp_path / "mast3r.pth"
     file.write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="python -m weights_conversion"):
+    with pytest.raises(CheckpointError, match="mast3r-slam convert"):
         load(file)
     save(tmp_path / "net", tiny_network())
     weights = tmp_path / "net" / "model.safetensors"
