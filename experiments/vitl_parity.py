@@ -1,7 +1,6 @@
 """Full-size parity: the ViT-Large network against one stored pair of the original's outputs.
 
-    python -m experiments.vitl_parity --formula formula.py --keys mast3r_vitl_keys.json \
-        --golden vitl_512x384.npz
+    python -m experiments.vitl_parity
 
 The weights come from a formula over their published names, so no checkpoint is needed; the golden
 file has a ``.json`` of the same name beside it with the images' seeds. Takes minutes on a CPU and
@@ -41,15 +40,19 @@ PIXEL_STEP, TOKEN_STEP = 8, 16
 """The golden file keeps every 8th pixel of both axes and every 16th token."""
 
 
+DATA = pathlib.Path(__file__).parent.parent / "tests" / "data" / "network"
+"""In a checkout of the repository."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Compare the full-size network with the original's stored outputs."""
 
-    formula: pathlib.Path
+    formula: pathlib.Path = DATA / "formula.py"
     """Python file with ``weight(name, shape)``, ``image(seed, h, w)`` and ``selfcheck()``."""
-    keys: pathlib.Path
+    keys: pathlib.Path = DATA / "mast3r_vitl_keys.json"
     """JSON table of the published names and shapes."""
-    golden: pathlib.Path
+    golden: pathlib.Path = DATA / "vitl_512x384.npz"
     """Stored outputs (.npz), with their description (.json) beside it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; bfloat16 also stores the parameters so."""
