@@ -81,8 +81,9 @@ def test_the_tie_is_a_tie():
 
     The search is clamped to u = 62 there, so that a ray difference of 9e-4 remains and the steps
     do not shrink. In double the step raises the cost by 6e-11 of 8.5e-7; rounding one component of
-    a unit ray by 2^-24 changes it by twice the difference times 2^-24 = 1.1e-10. We take the step
-    and stay; the original refuses it and accepts the tenth, more damped one: 2.8e-3 px apart.
+    a unit ray by 2^-24 changes it by twice the difference times 2^-24 = 1.1e-10. Who takes the step
+    stays there; who refuses it, as the original, ends with one of the more damped ones after it, up
+    to 2.8e-3 px away. Which one, is a matter of the compiler; none is worse than the tie.
     """
     data = load("large_48")
     result = project(*arrays(data, "X11", "X21"), start(data, "near"))
@@ -96,9 +97,11 @@ def test_the_tie_is_a_tie():
         ray = np.array([ndimage.map_coordinates(r[..., c], [[v], [62]], order=1) for c in range(3)])
         return np.sum((ray[:, 0] / np.linalg.norm(ray) - t) ** 2)
 
+    rounding = 2 * np.sqrt(cost(25.682510)) * 2.0**-24
+    assert abs(cost(25.682510) - cost(25.689280)) < rounding
     assert bool(result.converged[TIE])
-    assert u == 62 and min(abs(v - 25.682510), abs(v - 25.685303)) < 1e-5
-    assert abs(cost(25.682510) - cost(25.689280)) < 2 * np.sqrt(cost(25.682510)) * 2.0**-24
+    assert u == 62 and 25.682510 - 1e-5 < v < 25.685303 + 1e-5
+    assert cost(v) < cost(25.682510) + rounding
     assert abs(v - data["near_p_new"][TIE, 1]) < 3e-3
 
 
