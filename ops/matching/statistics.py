@@ -11,5 +11,5 @@ def unique_fraction(index: Int[Array, "hw"], valid: Bool[Array, "hw"]) -> Float[
 
 
 def valid_fraction(valid: Bool[Array, "hw"]) -> Float[Array, ""]:
-    """Share of image 2's pixels with a valid match."""
+    """Share of pixels for which a mask holds."""
     return jnp.mean(valid, dtype=jnp.float32)
