@@ -5,6 +5,7 @@ from mast3r_jax.config import ConfigError, MASt3RConfig
 from mast3r_jax.image import ImageTransform, PreparedImage, prepare_image
 from mast3r_jax.model import MASt3R
 from mast3r_jax.pointmap import Pointmap
+from mast3r_jax.retrieval import RetrievalModel, has_retrieval, load_retrieval, save_retrieval
 
 __all__ = [
     "CheckpointError",
@@ -14,7 +15,11 @@ __all__ = [
     "MASt3RConfig",
     "Pointmap",
     "PreparedImage",
+    "RetrievalModel",
+    "has_retrieval",
     "load",
+    "load_retrieval",
     "prepare_image",
     "save",
+    "save_retrieval",
 ]

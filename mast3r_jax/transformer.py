@@ -111,7 +111,9 @@ class Encoder(nnx.Module):
         self.blocks = stacked(
             lambda rngs: EncoderBlock(config, numerics=numerics, rngs=rngs), rngs, config.enc_depth
         )
-        self.norm = LayerNorm(config.enc_dim, numerics=numerics)
+        # In full precision: retrieval whitens these tokens, which blows up what rounding leaves
+        # in the direction that the normalisation has emptied.
+        self.norm = LayerNorm(config.enc_dim, numerics=numerics.ends)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], taps: Taps | None = None
@@ -191,7 +193,7 @@ class Decoder(nnx.Module):
         hooked = []
         for view, layers in enumerate((layers_1, layers_2)):
             middle = [layers[hook - 1].astype(dtype) for hook in self.config.hooks[1:-1]]
-            hooked.append([tokens[view], *middle, self.norm(views[view])])
+            hooked.append([tokens[view].astype(dtype), *middle, self.norm(views[view])])
             tap(taps, **{f"tokens_{view + 1}": hooked[view][-1]})
         return hooked[0], hooked[1]
 

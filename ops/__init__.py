@@ -4,7 +4,11 @@ from ops.xla_flags import avoid_wrong_reductions
 
 avoid_wrong_reductions()  # before anything computes
 
+from ops import asmk as asmk
 from ops import lie_convert as lie_convert
+from ops.cholesky import cholesky as cholesky
+from ops.cholesky import solve_spd as solve_spd
+from ops.edge_system import Edges as Edges
 from ops.fusion import FUSION_MODES as FUSION_MODES
 from ops.fusion import FusedPointmap as FusedPointmap
 from ops.fusion import average_confidence as average_confidence
@@ -18,6 +22,8 @@ from ops.matching import match as match
 from ops.matching import refine_matches as refine_matches
 from ops.matching import unique_fraction as unique_fraction
 from ops.pinhole import constrain_to_rays as constrain_to_rays
+from ops.pose_graph import GraphSolution as GraphSolution
+from ops.pose_graph import optimize_graph as optimize_graph
 from ops.relative_pose import PixelFactorConfig as PixelFactorConfig
 from ops.relative_pose import PoseSolution as PoseSolution
 from ops.relative_pose import RayFactorConfig as RayFactorConfig

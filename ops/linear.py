@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_PIVOT_FLOOR = 16.0
+PIVOT_FLOOR = 16.0
 """A relative pivot below this many rounding errors is rounding itself: the matrix is singular."""
 
 
@@ -25,7 +25,7 @@ def solve_spd_small(
     left = jnp.where(ok, scale[:, None] * H * scale[None, :], jnp.eye(n, dtype=H.dtype))
     rhs = jnp.where(ok, scale * g, 0)
 
-    floor = _PIVOT_FLOOR * float(jnp.finfo(H.dtype).eps)
+    floor = PIVOT_FLOOR * float(jnp.finfo(H.dtype).eps)
     columns = []
     for k in range(n):  # outer-product form; the right-hand side is eliminated along the way
         pivot = left[k, k]

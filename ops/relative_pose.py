@@ -9,58 +9,17 @@ where ``w = q/sigma^2`` times Huber's weight of the whitened component. All thre
 of one 8 x 8 Gram matrix, that of the rows ``sqrt(w) [J | z - h]``.
 """
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ops import pinhole, rays, robust
+from ops import pinhole
+from ops.edge_system.factors import FactorConfig, checked_calibration, factor_gram
+from ops.edge_system.factors import PixelFactorConfig as PixelFactorConfig
+from ops.edge_system.factors import RayFactorConfig as RayFactorConfig
 from ops.gauss_newton import StepReport, gauss_newton
 from ops.linear import solve_spd_small
 from ops.records import Record, record
 from ops.sim3 import Sim3
-
-
-@dataclasses.dataclass(frozen=True)
-class RayFactorConfig:
-    """Uncalibrated measurement: unit ray and distance. Values of the original's ``base`` preset."""
-
-    sigma_ray: float = 0.003
-    """Standard deviation of a ray component, unitless (about radians)."""
-    sigma_dist: float = 10.0
-    """Standard deviation of the distance, scene units: weak, there for pure rotations."""
-    huber: float = 1.345
-    """Huber's threshold on whitened components; see ``robust.huber_weight``."""
-    max_iterations: int = 50
-    rel_error: float = 1e-3
-    """Stop when the cost falls by less than this share."""
-    delta_norm: float = 1e-3
-    """Stop when the tangent step is shorter than this."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelFactorConfig:
-    """Calibrated measurement: pixel and log-depth. Values of the original's ``calib`` preset."""
-
-    sigma_pixel: float = 1.0
-    """Standard deviation of u and of v in pixels."""
-    sigma_depth: float = 10.0
-    """Standard deviation of the log-depth: weak, there for the scale."""
-    pixel_border: float = -10.0
-    """Predictions must lie this far inside the image; negative allows them outside."""
-    depth_eps: float = 1e-6
-    """Points must be at least this far in front of the camera."""
-    huber: float = 1.345
-    """Huber's threshold on whitened components; see ``robust.huber_weight``."""
-    max_iterations: int = 50
-    rel_error: float = 1e-3
-    """Stop when the cost falls by less than this share."""
-    delta_norm: float = 1e-3
-    """Stop when the tangent step is shorter than this."""
-
-
-FactorConfig = RayFactorConfig | PixelFactorConfig
 
 
 @record
@@ -116,31 +75,11 @@ def linearize_relative_pose(
     image_shape: tuple[int, int] | None = None,
 ) -> NormalEquations:
     """Normal equations of ``solve_relative_pose`` at one pose; same arguments."""
-    shown = valid[:, None]
-    points_k = jnp.where(shown, points_k, 1)  # whatever hides behind an invalid match stays there
-    predicted = T_kf.apply(jnp.where(shown, points_f, 1))
-    q = jnp.where(valid, q, 0)
-    if isinstance(config, RayFactorConfig):
-        value, jacobian = rays.psi_with_jacobian(predicted)
-        residual = rays.psi(points_k) - value
-        sigmas = [config.sigma_ray] * 3 + [config.sigma_dist]
-    else:
-        K, image_shape = _calibration(points_f.shape[0], K, image_shape)
-        value, in_front, jacobian = pinhole.project_with_jacobian(predicted, K, config.depth_eps)
-        inside = pinhole.inside_image(value[:, :2], image_shape, config.pixel_border)
-        seen_k = ~(points_k[:, 2] <= config.depth_eps)  # not a number: seen, and reported
-        log_depth_k = jnp.log(jnp.where(seen_k, points_k[:, 2], 1))
+    pixels = None
+    if isinstance(config, PixelFactorConfig):
+        K, image_shape = checked_calibration(points_f.shape[0], K, image_shape)
         pixels = pinhole.pixel_grid(image_shape, points_k.dtype)
-        residual = jnp.concatenate([pixels, log_depth_k[:, None]], axis=-1) - value
-        q = jnp.where(in_front & inside & seen_k, q, 0)
-        sigmas = [config.sigma_pixel] * 2 + [config.sigma_depth]
-    root_information = jnp.sqrt(q)[:, None] / jnp.asarray(sigmas, q.dtype)
-    root_weight = root_information * jnp.sqrt(
-        robust.huber_weight(root_information * residual, config.huber)
-    )
-    rows = root_weight[..., None] * jnp.concatenate([jacobian, residual[..., None]], axis=-1)
-    rows = rows.reshape(-1, 8)
-    gram = jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
+    gram = factor_gram(points_f, points_k, q, valid, T_kf, config, K, image_shape, pixels)
     return NormalEquations(gram[:7, :7], gram[:7, 7], gram[7, 7] / 2)
 
 
@@ -200,20 +139,3 @@ def solve_relative_pose(
         delta_norm=config.delta_norm,
     )
     return PoseSolution(result.x, result.cost, result.iterations, result.status, result.extra)
-
-
-def _calibration(
-    count: int, K: Float[Array, "3 3"] | None, image_shape: tuple[int, int] | None
-) -> tuple[Float[Array, "3 3"], tuple[int, int]]:
-    """Intrinsics and image shape, checked."""
-    if K is None or image_shape is None:
-        raise ValueError(
-            "a PixelFactorConfig needs K and image_shape=(H, W); without a calibration use a "
-            "RayFactorConfig"
-        )
-    if count != image_shape[0] * image_shape[1]:
-        raise ValueError(
-            f"calibrated pose: {count} points for an image of {image_shape[0]} x "
-            f"{image_shape[1]} pixels; pass one point per keyframe pixel, in order"
-        )
-    return K, image_shape

@@ -21,7 +21,7 @@ from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 from slam.state import Keyframes, StepOutput
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a reader refuses others."""
 
 _DAMAGE = (
@@ -34,7 +34,7 @@ archive of other contents."""
 
 def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     """Write everything of a reconstruction except its panels; atomic."""
-    arrays: dict[str, np.ndarray] = {"timestamps": result.timestamps}
+    arrays: dict[str, np.ndarray] = {"timestamps": result.timestamps, "links": result.links}
     if result.reference_T_WC is not None:
         arrays["reference_T_WC"] = result.reference_T_WC
     if result.K is not None:
@@ -69,7 +69,7 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             arrays = {key: archive[key] for key in archive.files}
         about = json.loads(arrays.pop("about").tobytes())
         if about["format"] != FORMAT:
-            raise SourceError(f"{path}: has format {about['format']}, this version reads {FORMAT}")
+            raise SourceError(_other_format(path, about["format"]))
         return Reconstruction(
             name=about["name"],
             config=config_from_dict(SlamConfig, about["config"]),
@@ -80,6 +80,7 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             K=arrays.get("K"),
             timing=about["timing"],
             notes=tuple(about["notes"]),
+            links=arrays["links"],
         )
     except SourceError:
         raise
@@ -87,6 +88,15 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
         raise SourceError(
             f"{path}: is damaged or not a reconstruction ({error}); run the source again"
         ) from error
+
+
+def _other_format(path: pathlib.Path, number: int) -> str:
+    older = number < FORMAT
+    way_out = "run the source again" if older else "update mast3r-slam-jax to read it"
+    return (
+        f"{path}: was written by {'an older' if older else 'a newer'} version, in format {number} "
+        f"instead of {FORMAT}; {way_out}"
+    )
 
 
 _NESTED = {"T_kf": Sim3, "T_WC": Sim3, "pointmap": FusedPointmap}

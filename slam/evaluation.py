@@ -50,14 +50,17 @@ class AteResult:
     """Reference units per unit of the estimate; 1 when aligned rigidly."""
     note: str = ""
     """What makes the figures doubtful or undefined; empty if nothing does."""
+    num_left_out: int = 0
+    """Poses not compared, because they are in another world than the others."""
 
     def __str__(self) -> str:
         if np.isnan(self.rmse):
             return f"ATE undefined: {self.note}"
+        others = f" ({self.num_left_out} in other worlds left out)" if self.num_left_out else ""
         kind = f"Sim(3), scale {self.scale:.4f}" if self.with_scale else "SE(3)"
         text = (
             f"ATE RMSE {self.rmse:.4f} m ({self.percent_of_path:.2f} % of "
-            f"{self.path_length:.2f} m), {self.num_poses} poses, {kind}"
+            f"{self.path_length:.2f} m), {self.num_poses} poses{others}, {kind}"
         )
         return f"{text}; {self.note}" if self.note else text
 

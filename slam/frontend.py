@@ -57,12 +57,18 @@ def sanitize(pointmap: Pointmap) -> View:
     )
 
 
+def decode_pairs(prior: TwoViewPrior, encoding_1: Any, encoding_2: Any) -> tuple[View, View]:
+    """Both views of a batch of pairs (leading axis on every leaf), each in view 1's camera."""
+    view_1, view_2 = prior.decode(encoding_1, encoding_2)
+    return jax.vmap(sanitize)(view_1), jax.vmap(sanitize)(view_2)
+
+
 def decode_pair(prior: TwoViewPrior, encoding_1: Any, encoding_2: Any) -> tuple[View, View]:
     """Both views of one (unbatched) pair, in view 1's camera."""
 
     def batch_of_one(tree: Any) -> Any:
         return jax.tree.map(lambda x: x[None], tree)
 
-    pair = prior.decode(batch_of_one(encoding_1), batch_of_one(encoding_2))
-    view_1, view_2 = (sanitize(jax.tree.map(lambda x: x[0], view)) for view in pair)
+    views = decode_pairs(prior, batch_of_one(encoding_1), batch_of_one(encoding_2))
+    view_1, view_2 = (jax.tree.map(lambda x: x[0], view) for view in views)
     return view_1, view_2

@@ -1,73 +1,61 @@
-"""Reading and writing the keyframe buffers."""
+"""Adding keyframes to the map, and room for more."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ops import FusedPointmap, Sim3
+from slam.slots import add_slots, write_slot
 from slam.state import Keyframes, SlamState
 from slam.types import Frame
-
-
-def read_slot(tree: Any, slot: Int[Array, ""]) -> Any:
-    """One slot of every buffer of a pytree."""
-    return jax.tree.map(lambda buffer: buffer[slot], tree)
-
-
-def write_slot(tree: Any, slot: Int[Array, ""], value: Any, where: Bool[Array, ""]) -> Any:
-    """Write one slot of every buffer if ``where``, else write back what was there.
-
-    The write itself is unconditional, so that a donated buffer is updated in place; a
-    ``lax.cond`` over whole buffers copies them.
-    """
-
-    def write(buffer: Array, item: Array) -> Array:
-        return buffer.at[slot].set(jnp.where(where, item, buffer[slot]))
-
-    return jax.tree.map(write, tree, value)
-
-
-def select(condition: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
-    """Leaf-wise ``jnp.where`` over two equal pytrees."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
 def append(
     keyframes: Keyframes,
     frame: Frame,
     T_WC: Sim3,
+    submap: Int[Array, ""],
     pointmap: FusedPointmap,
     encoding: Any,
     where: Bool[Array, ""],
 ) -> Keyframes:
     """Add a keyframe in the next free slot if ``where``; the caller has checked there is room."""
     slot = jnp.minimum(keyframes.size, keyframes.capacity - 1)
-    contents = (keyframes.frame_index, keyframes.T_WC, keyframes.image)
-    frame_index, poses, image = write_slot(contents, slot, (frame.index, T_WC, frame.image), where)
+    buffers = (keyframes.frame_index, keyframes.T_WC, keyframes.submap, keyframes.image)
+    contents = (frame.index, T_WC, submap, frame.image)
+    frame_index, poses, submaps, image = write_slot(buffers, slot, contents, where)
     return Keyframes(
         size=keyframes.size + where.astype(jnp.int32),
         frame_index=frame_index,
         T_WC=poses,
+        submap=submaps,
         image=image,
         pointmap=write_slot(keyframes.pointmap, slot, pointmap, where),
         encoding=write_slot(keyframes.encoding, slot, encoding, where),
     )
 
 
-def grow(state: SlamState, capacity: int) -> SlamState:
-    """The same state with room for ``capacity`` keyframes; shapes change, so ``jit`` recompiles."""
-    keyframes = state.keyframes
-    extra = capacity - keyframes.capacity
+def grow(
+    state: SlamState, capacity: int | None = None, edge_capacity: int | None = None
+) -> SlamState:
+    """The same state with room for more; shapes change, so ``jit`` recompiles.
+
+    Args:
+        state: what to enlarge; nothing in it is lost.
+        capacity: keyframe slots, as before when omitted.
+        edge_capacity: slots for directed factors of the graph, as before when omitted.
+    """
+    keyframes, graph = state.keyframes, state.graph
+    extra = (capacity or keyframes.capacity) - keyframes.capacity
+    extra_edges = (edge_capacity or graph.capacity) - graph.capacity
     if extra < 0:
         raise ValueError(f"cannot shrink {keyframes.capacity} keyframe slots to {capacity}")
-
-    def pad(buffer: Array) -> Array:
-        if buffer.ndim == 0:  # the number of slots in use
-            return buffer
-        return jnp.concatenate([buffer, jnp.zeros((extra, *buffer.shape[1:]), buffer.dtype)])
-
+    if extra_edges < 0:
+        raise ValueError(f"cannot shrink {graph.capacity} factor slots to {edge_capacity}")
     poses = [keyframes.T_WC.wxyz_xyz_scale, Sim3.identity((extra,)).wxyz_xyz_scale]
-    padded = jax.tree.map(pad, keyframes)
-    return state.replace(keyframes=padded.replace(T_WC=Sim3(jnp.concatenate(poses))))
+    return state.replace(
+        keyframes=add_slots(keyframes, extra).replace(T_WC=Sim3(jnp.concatenate(poses))),
+        database=add_slots(state.database, extra),
+        graph=add_slots(graph, extra_edges),
+    )

@@ -31,12 +31,13 @@ PACKAGES = ("mast3r-slam-jax", "jax", "jaxlib", "flax", "numpy", "opencv-python"
 DESCRIPTIONS = {
     "trajectory.txt": "pose of every frame, TUM format: t x y z qx qy qz qw",
     "keyframes.txt": "poses of the keyframes, TUM format",
-    "groundtruth.txt": "ground truth of the same frames, TUM format",
+    "groundtruth.txt": "ground truth of all frames that have it, TUM format",
     "map.ply": "coloured point cloud",
     "keyframes": "images of the keyframes, named by frame number",
     "trajectory.png": "picture of the trajectory",
     "map.png": "picture of the map from above",
     "panels": "pictures of depth, confidence and matches of a few frames",
+    "submaps": "pieces not joined to the largest, each in its own world",
     "run.json": "record of the run: configuration, versions, times, errors",
     "reconstruction.npz": "everything, for slam.Reconstruction.load",
 }
@@ -129,44 +130,66 @@ def _write_all(
     result: Reconstruction, folder: pathlib.Path, min_confidence: float, about: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Write everything; returns notes about it."""
-    trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
-    write_trajectory(folder / "trajectory.txt", trajectory.timestamps, trajectory.T_WC)
-    write_trajectory(folder / "keyframes.txt", keyframes.timestamps, keyframes.T_WC)
+    cloud = _write_submap(result, None, folder, min_confidence)
+    for rank, submap in enumerate(result.submaps[1:], start=2):
+        _write_submap(result, submap, folder / "submaps" / str(rank), min_confidence)
     reference = result.reference_trajectory()
     if reference is not None:
         write_trajectory(folder / "groundtruth.txt", reference.timestamps, reference.T_WC)
-    cloud = result.point_cloud(min_confidence)
-    write_ply(folder / "map.ply", cloud.points, cloud.colors)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if result.num_keyframes and not len(cloud.points):
-        notes = (f"no point is more confident than {min_confidence:g}; map.ply is empty",)
+        notes.append(f"no point is more confident than {min_confidence:g}; map.ply is empty")
+    if len(result.submaps) > 1:
+        notes.append(
+            "poses, map, pictures and errors are those of the largest piece; the other pieces are "
+            "in submaps/"
+        )
     for slot in range(result.num_keyframes):
         number = int(result.keyframes.frame_index[slot])
         with atomic_write(folder / "keyframes" / f"{number:06d}.png") as file:
             Image.fromarray(np.asarray(result.keyframes.image[slot])).save(file, format="png")
     _draw(result, folder, cloud)
     with atomic_write(folder / "run.json") as file:
-        record = _without_nan({**about, **summary(result, len(cloud.points), notes)})
+        record = _without_nan({**about, **summary(result, len(cloud.points), tuple(notes))})
         file.write(json.dumps(record, indent=2, allow_nan=False).encode())
     save_archive(result, folder / "reconstruction.npz")
-    return notes
+    return tuple(notes)
+
+
+def _write_submap(
+    result: Reconstruction, submap: int | None, folder: pathlib.Path, min_confidence: float
+) -> PointCloud:
+    """Write the poses and the points of one submap, None for the largest; returns the points."""
+    trajectory, keyframes = result.trajectory(submap), result.keyframe_trajectory(submap)
+    write_trajectory(folder / "trajectory.txt", trajectory.timestamps, trajectory.T_WC)
+    write_trajectory(folder / "keyframes.txt", keyframes.timestamps, keyframes.T_WC)
+    cloud = result.point_cloud(min_confidence, submap)
+    write_ply(folder / "map.ply", cloud.points, cloud.colors)
+    return cloud
 
 
 def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> None:
-    """All pictures; those from above in a world levelled by the whole trajectory."""
+    """All pictures; those from above of the largest submap, levelled by its whole trajectory."""
     trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
-    reference = result.reference_T_WC
+    placed, slots, pieces = result.placed_in(), result.slots_of(), len(result.submaps)
+    title = f"{result.name}: largest of {pieces} pieces" if pieces > 1 else result.name
+    numbers, reference = np.flatnonzero(placed), result.reference_T_WC
+    here = np.isin(result.links, slots).all(axis=1)
     to_level = levelling_rotation(trajectory.T_WC).T
     positions = trajectory.positions @ to_level
     plot_trajectory(
         folder / "trajectory.png",
         positions,
-        None if reference is None else reference[result.tracked, :3, 3],
+        None if reference is None else reference[placed, :3, 3],
         keyframes.positions @ to_level,
-        title=result.name,
+        numbers=numbers,
+        links=np.searchsorted(slots, result.links[here]),
+        is_loop_link=result.is_loop_link[here],
+        title=title,
     )
     points = cloud.points @ to_level.astype(np.float32)
-    plot_map(folder / "map.png", points, cloud.colors, positions, title=result.name)
+    path = folder / "map.png"
+    plot_map(path, points, cloud.colors, positions, numbers=numbers, title=title)
     for panel in result.panels:
         view, found = panel.views.frame, panel.correspondence
         height, width = view.confidence.shape
@@ -187,28 +210,19 @@ def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> No
 
 def summary(result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()) -> dict[str, Any]:
     """Contents of ``run.json``."""
-    frames = result.frames
-    placed = result.tracked
-    names = {status.value: status.name for status in SolverStatus}
-    statuses, counts = np.unique(np.asarray(frames.status), return_counts=True)
     return {
         "name": result.name,
         "verdict": result.verdict(),
         "notes": [*result.notes, *notes],
-        "counts": {
-            "frames": result.num_frames,
-            "frames_with_pose": int(placed.sum()),
-            "frames_without_pose": np.flatnonzero(~placed).tolist(),
-            "keyframes": result.num_keyframes,
-            "points": num_points,
-            "modes": {
-                mode.name.lower(): int((np.asarray(frames.mode) == mode).sum()) for mode in Mode
-            },
-            "solver": {
-                names[int(s)].lower(): int(n) for s, n in zip(statuses, counts, strict=True)
-            },
-            "mean_iterations": float(np.mean(frames.iterations)),
-        },
+        "counts": _counts(result) | {"points": num_points},
+        "submaps": [
+            {
+                "frames": int(result.placed_in(submap).sum()),
+                "keyframes": len(result.slots_of(submap)),
+                "first_frame": int(np.argmax(result.placed_in(submap))),
+            }
+            for submap in result.submaps
+        ],
         "ate": [
             {"poses": poses, "aligned_by": alignment, **_error_record(error)}
             for poses, alignment, error in result.accuracy()
@@ -223,9 +237,49 @@ def summary(result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()
     }
 
 
+def _counts(result: Reconstruction) -> dict[str, Any]:
+    """How often what happened, of all frames and keyframes."""
+    frames, placed = result.frames, result.tracked
+    optimized = np.asarray(frames.new_links) > 0
+    outcomes = np.asarray(frames.graph_status)[optimized]
+    iterations = np.asarray(frames.graph_iterations)[optimized]
+    looked_up = np.asarray(frames.is_retrieved).sum(axis=1)
+    return {
+        "frames": result.num_frames,
+        "frames_with_pose": int(placed.sum()),
+        "frames_without_pose": np.flatnonzero(~placed).tolist(),
+        "frames_relocalized": np.flatnonzero(result.relocalized).tolist(),
+        "keyframes": result.num_keyframes,
+        "links": len(result.links),
+        "loop_links": int(result.is_loop_link.sum()),
+        "modes": {mode.name.lower(): int((np.asarray(frames.mode) == mode).sum()) for mode in Mode},
+        "solver": _statuses(np.asarray(frames.status)),
+        "mean_iterations": float(np.mean(frames.iterations)),
+        "global_optimization": {
+            "runs": int(optimized.sum()),
+            "failed": sum(SolverStatus(int(outcome)).failed for outcome in outcomes),
+            "solver": _statuses(outcomes),
+            "mean_iterations": float(iterations.mean()) if optimized.any() else None,
+        },
+        "retrieval": {
+            "frames_with_candidates": int((looked_up > 0).sum()),
+            "candidates": int(looked_up.sum()),
+        },
+    }
+
+
+def _statuses(values: np.ndarray) -> dict[str, int]:
+    """How often a solver ended in which ``SolverStatus``."""
+    statuses, counts = np.unique(values, return_counts=True)
+    return {
+        SolverStatus(int(s)).name.lower(): int(n) for s, n in zip(statuses, counts, strict=True)
+    }
+
+
 def _error_record(error: AteResult) -> dict[str, Any]:
-    keys = ("rmse", "mean", "median", "max", "percent_of_path", "path_length", "scale", "num_poses")
-    return {key: getattr(error, key) for key in keys} | {"note": error.note}
+    record = dataclasses.asdict(error)
+    del record["with_scale"]  # told in words, beside it
+    return record
 
 
 def _without_nan(value: Any) -> Any:

@@ -2,22 +2,30 @@
 
 ``step`` is a column of stages. Each stage only proposes; ``commit`` alone changes the map, and a
 frame that could not be placed leaves every buffer of it bit-identical. The runner compiles the
-stages one by one: they can be timed, and since only ``look_up`` and ``commit`` see the buffers of
-the map, a map that grows recompiles neither the network nor the solver. Wrapped in one ``jax.jit``,
-or scanned over a clip, ``step`` is the same computation.
+stages one by one: they can be timed, those that only a new keyframe or a lost camera needs are
+left out elsewhere, and since few of them see the buffers of the map, a map that grows recompiles
+neither the network nor the solver of a frame's pose. Wrapped in one ``jax.jit``, or scanned over a
+clip, ``step`` is the same computation.
 """
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ops import FusedPointmap, PoseSolution, Sim3
+from mast3r_jax.retrieval import RetrievalModel
+from ops import FusedPointmap, GraphSolution, PoseSolution, Sim3, SolverStatus
 from ops.matching import valid_fraction
 from ops.records import Record, record
+from slam import backend, linking
 from slam.config import SlamConfig
 from slam.frontend import View, decode_pair
-from slam.keyframes import append, read_slot, select, write_slot
+from slam.graph import Links, add_links
+from slam.keyframes import append
+from slam.linking import Candidates
+from slam.retrieval import add
+from slam.slots import read_slot, select, write_slot
 from slam.state import Mode, SlamState, StepOutput, identity_match
 from slam.tracking import (
     Correspondence,
@@ -28,7 +36,7 @@ from slam.tracking import (
     needs_keyframe,
     solve_pose,
 )
-from slam.types import Frame, TwoViewPrior
+from slam.types import Frame, TwoViewPrior, retrieval_of
 
 
 @record
@@ -43,8 +51,10 @@ class Views(Record):
 class Reference(Record):
     """What a frame is placed against: the last keyframe, without the rest of the map."""
 
-    starting: Bool[Array, ""]
-    """There is no keyframe yet; the fields below then hold nothing of use."""
+    mode: Int[Array, ""]
+    """The ``Mode`` before this frame."""
+    room: Bool[Array, ""]
+    """Whether the buffers have room for another keyframe."""
     encoding: Any
     """The keyframe's encoding."""
     pointmap: FusedPointmap
@@ -56,12 +66,43 @@ class Reference(Record):
     K: Float[Array, "3 3"] | None
     """Intrinsics, when calibrated."""
 
+    @property
+    def alone(self) -> Bool[Array, ""]:
+        """The frame is looked at by itself: there is no keyframe yet, or the camera is lost."""
+        return self.mode != Mode.TRACKING
+
+
+@record
+class Assessment(Record):
+    """What a frame turned out to be."""
+
+    started: Bool[Array, ""]
+    """It becomes the first keyframe."""
+    tracked: Bool[Array, ""]
+    """It was placed against the last keyframe."""
+    due: Bool[Array, ""]
+    """It is placed, and should become a keyframe."""
+    searching: Bool[Array, ""]
+    """The camera was lost before it, and it shows something to be recognised by."""
+    room: Bool[Array, ""]
+    """Whether there is room for a keyframe."""
+    T_kf: Sim3
+    """Pose in the last keyframe's camera, if tracked."""
+    pointmap: FusedPointmap
+    """The last keyframe's canonical pointmap, with what this frame adds to it, if tracked."""
+
+    @property
+    def wants_links(self) -> Bool[Array, ""]:
+        """Whether the frame is to be linked with keyframes."""
+        return (self.due | self.searching) & self.room
+
 
 def look_up(state: SlamState) -> Reference:
-    """Stage 1: read what the other stages need of the map."""
+    """Stage 1: read what the next stages need of the map."""
     keyframes = state.keyframes
     return Reference(
-        starting=state.mode == Mode.STARTING,
+        mode=state.mode,
+        room=keyframes.size < keyframes.capacity,
         encoding=read_slot(keyframes.encoding, keyframes.last),
         pointmap=read_slot(keyframes.pointmap, keyframes.last),
         T_kf=state.T_kf,
@@ -77,13 +118,13 @@ def encode(prior: TwoViewPrior, frame: Frame) -> Any:
 
 def decode(prior: TwoViewPrior, reference: Reference, encoding: Any) -> Views:
     """Stage 3: pointmaps of the frame and of the last keyframe (or of the frame twice)."""
-    partner = select(reference.starting, encoding, reference.encoding)
+    partner = select(reference.alone, encoding, reference.encoding)
     return Views(*decode_pair(prior, encoding, partner))
 
 
 def match_stage(config: SlamConfig, reference: Reference, views: Views) -> Correspondence:
     """Stage 4: pixels of the keyframe found in the frame."""
-    keyframe = _canonical(config, reference.starting, reference.pointmap, views)
+    keyframe = _canonical(config, reference, views)
     return correspond(config, views.frame, views.keyframe, keyframe, reference.match_init)
 
 
@@ -91,10 +132,57 @@ def solve_stage(
     config: SlamConfig, reference: Reference, views: Views, correspondence: Correspondence
 ) -> PoseSolution:
     """Stage 5: pose of the frame in the keyframe's camera."""
-    keyframe = _canonical(config, reference.starting, reference.pointmap, views)
+    keyframe = _canonical(config, reference, views)
     return solve_pose(
         config.tracking, views.frame, keyframe, correspondence, reference.T_kf, reference.K
     )
+
+
+def assess(
+    config: SlamConfig,
+    reference: Reference,
+    views: Views,
+    correspondence: Correspondence,
+    solution: PoseSolution,
+) -> Assessment:
+    """Stage 6: decide what the frame is.
+
+    A usable first frame becomes the first keyframe. A placed frame refines the last keyframe's
+    pointmap, and becomes a keyframe itself when the view has moved on.
+    """
+    tracking = config.tracking
+    seen = _shows_enough(config, views.frame)
+    started = (reference.mode == Mode.STARTING) & seen
+    tracked = ~reference.alone & ~is_lost(tracking, correspondence, solution)
+    T_kf = select(tracked, solution.T_kf, reference.T_kf)
+    canonical = _canonical(config, reference, views)
+    return Assessment(
+        started=started,
+        tracked=tracked,
+        due=started | (tracked & needs_keyframe(tracking, correspondence)),
+        searching=(reference.mode == Mode.LOST) & seen,
+        room=reference.room,
+        T_kf=T_kf,
+        pointmap=fuse_keyframe(tracking, canonical, views.keyframe, T_kf),
+    )
+
+
+def propose(
+    config: SlamConfig,
+    model: RetrievalModel | None,
+    state: SlamState,
+    encoding: Any,
+    assessment: Assessment,
+) -> tuple[Candidates, Any]:
+    """Stage 7, when links are wanted: keyframes that may see the same place."""
+    return linking.propose(config, model, state, encoding, assessment.tracked)
+
+
+def verify(
+    prior: TwoViewPrior, config: SlamConfig, encoding: Any, candidates: Candidates, encodings: Any
+) -> Links:
+    """Stage 8, when links are wanted: match the frame with them, both ways."""
+    return linking.verify(prior, config, encoding, candidates, encodings)
 
 
 def commit(
@@ -105,67 +193,107 @@ def commit(
     views: Views,
     correspondence: Correspondence,
     solution: PoseSolution,
+    assessment: Assessment,
+    candidates: Candidates,
+    links: Links,
 ) -> tuple[SlamState, StepOutput]:
-    """Stage 6: decide, and write what was decided into the map.
+    """Stage 9: write what was decided into the map.
 
-    A usable first frame becomes the first keyframe, at the origin of the world. A placed frame
-    refines the last keyframe's pointmap, and becomes a keyframe itself when the view has moved on.
-    A lost frame changes the mode and the warm start, nothing else.
+    A lost frame that was recognised becomes a keyframe beside the one it resembles most; after
+    ``config.relocalization.submap_after`` failures it becomes the first keyframe of a new submap.
+    Any other lost frame changes the mode, the warm start and a counter, nothing else.
     """
-    tracking = config.tracking
-    keyframes = state.keyframes
-    last = keyframes.last
-    starting = state.mode == Mode.STARTING
-
-    started = starting & _can_start(config, views.frame)
-    tracked = ~starting & ~is_lost(tracking, correspondence, solution)
-    room = keyframes.size < keyframes.capacity
-    due = started | (tracked & needs_keyframe(tracking, correspondence))
-    added = due & room
-
-    canonical = _canonical(config, starting, read_slot(keyframes.pointmap, last), views)
-    fused = fuse_keyframe(tracking, canonical, views.keyframe, solution.T_kf)
+    keyframes, room = state.keyframes, assessment.room
+    last, slot = keyframes.last, jnp.minimum(keyframes.size, keyframes.capacity - 1)
+    tracked, searching = assessment.tracked, assessment.searching
     keyframes = keyframes.replace(
-        pointmap=write_slot(keyframes.pointmap, last, fused, tracked),
+        pointmap=write_slot(keyframes.pointmap, last, assessment.pointmap, tracked),
     )
-    T_WC_k = select(starting, Sim3.identity(), read_slot(keyframes.T_WC, last))
-    T_kf = select(tracked, solution.T_kf, state.T_kf)
+
+    recognised, accepted = judge_links(config, links, searching)
+    relocalized = searching & room & recognised
+    patience = config.relocalization.submap_after
+    tired = searching & ~relocalized & (state.failures + 1 >= patience) & (patience > 0)
+    separate = assessment.started | tired  # the origin of a world of its own
+    added = (assessment.due | relocalized | tired) & room
+    accepted = accepted & ((assessment.due & ~assessment.started) | relocalized) & room
+
+    nearest = jnp.where(relocalized, links.slot[jnp.argmax(accepted)], last)
+    T_WC = select(tracked, keyframes.T_WC[last] @ assessment.T_kf, keyframes.T_WC[nearest])
     keyframes = append(
         keyframes,
         frame,
-        select(starting, Sim3.identity(), T_WC_k @ T_kf),
-        first_pointmap(tracking, views.frame),
+        select(separate, Sim3.identity(), T_WC),
+        jnp.where(separate, backend.next_submap(keyframes), keyframes.submap[nearest]),
+        first_pointmap(config.tracking, views.frame),
         encoding,
         added,
     )
+    keyframes = backend.join_submaps(keyframes, slot, links.slot, accepted)
+    graph, graph_has_room = add_links(state.graph, links, slot, accepted)
+    database = state.database
+    if database is not None:
+        assert candidates.code is not None, "the prior has lost its retrieval model"
+        database = add(database, slot, candidates.code, added)
 
-    placed = started | tracked
-    mode = jnp.where(placed, Mode.TRACKING, jnp.where(starting, Mode.STARTING, Mode.LOST))
-    T_kf = select(added, Sim3.identity(), T_kf)
+    placed = assessment.started | tracked | (added & searching)
+    unplaced = jnp.where(state.mode == Mode.STARTING, Mode.STARTING, Mode.LOST)
     # The warm start belongs to one keyframe and to an unbroken track: anything else starts afresh.
     warm = tracked & ~added
     new_state = SlamState(
-        mode=mode.astype(jnp.int32),
+        mode=jnp.where(placed, Mode.TRACKING, unplaced).astype(jnp.int32),
         keyframes=keyframes,
-        T_kf=T_kf,
+        graph=graph,
+        database=database,
+        T_kf=select(added, Sim3.identity(), assessment.T_kf),
         match_init=jnp.where(warm, correspondence.matches.index, identity_match(state.image_shape)),
+        failures=jnp.where(placed, 0, state.failures + searching.astype(jnp.int32)),
         K=state.K,
     )
     output = StepOutput(
         frame_index=jnp.asarray(frame.index),
         mode=new_state.mode,
         keyframe=keyframes.last,
-        T_kf=T_kf,
+        T_kf=new_state.T_kf,
         is_keyframe=added,
+        relocalized=relocalized,
+        submap=keyframes.submap[keyframes.last],
         match_fraction=correspondence.match_fraction,
         unique_fraction=correspondence.unique_fraction,
         iterations=solution.iterations,
         cost=solution.cost,
         status=solution.status,
+        retrieved=candidates.retrieved,
+        is_retrieved=candidates.is_retrieved,
+        new_links=jnp.sum(accepted, dtype=jnp.int32),
+        graph_iterations=jnp.int32(0),
+        graph_cost=jnp.zeros_like(solution.cost),
+        graph_status=jnp.int32(SolverStatus.MAX_ITERATIONS),
         num_keyframes=keyframes.size,
-        full=due & ~room,
+        full=(assessment.due | searching) & ~room,
+        graph_full=~graph_has_room,
     )
     return new_state, output
+
+
+def optimize(config: SlamConfig, state: SlamState) -> GraphSolution:
+    """Stage 10, when the graph has new links: poses of all keyframes."""
+    return backend.optimize(config, state)
+
+
+def adopt(
+    state: SlamState, output: StepOutput, solution: GraphSolution
+) -> tuple[SlamState, StepOutput]:
+    """Take over optimised poses, unless there was nothing to optimise or it failed."""
+    changed = output.new_links > 0
+    good = changed & (solution.status < SolverStatus.NOT_FINITE)
+    T_WC = select(good, solution.T_WC, state.keyframes.T_WC)
+    report = output.replace(
+        graph_iterations=jnp.where(changed, solution.iterations, output.graph_iterations),
+        graph_cost=jnp.where(changed, solution.cost, output.graph_cost),
+        graph_status=jnp.where(changed, solution.status, output.graph_status),
+    )
+    return state.replace(keyframes=state.keyframes.replace(T_WC=T_WC)), report
 
 
 def step(
@@ -185,18 +313,57 @@ def step(
     reference = look_up(state)
     encoding = encode(prior, frame)
     views = decode(prior, reference, encoding)
-    correspondence = match_stage(config, reference, views)
-    solution = solve_stage(config, reference, views, correspondence)
-    return commit(config, state, frame, encoding, views, correspondence, solution)
+    found = match_stage(config, reference, views)
+    solution = solve_stage(config, reference, views, found)
+    assessment = assess(config, reference, views, found, solution)
+
+    def search() -> tuple[Candidates, Links]:
+        candidates, encodings = propose(config, retrieval_of(prior), state, encoding, assessment)
+        return candidates, verify(prior, config, encoding, candidates, encodings)
+
+    candidates, links = _if(assessment.wants_links, search)
+    state, output = commit(
+        config, state, frame, encoding, views, found, solution, assessment, candidates, links
+    )
+    poses = _if(output.new_links > 0, lambda: optimize(config, state))
+    return adopt(state, output, poses)
 
 
-def _canonical(
-    config: SlamConfig, starting: Bool[Array, ""], stored: FusedPointmap, views: Views
-) -> FusedPointmap:
-    """The keyframe's canonical pointmap, or the frame's own while there is no keyframe."""
-    return select(starting, first_pointmap(config.tracking, views.frame), stored)
+def judge_links(
+    config: SlamConfig, links: Links, searching: Bool[Array, ""]
+) -> tuple[Bool[Array, ""], Bool[Array, " links"]]:
+    """Which links of a keyframe hold, or whether a lost view was recognised and by which links.
+
+    A link is as good as the worse of its two directions. The one to the previous keyframe, the
+    first, holds without being asked, and a lost view has none. In strict mode a lost view must
+    match everything that was looked up for it.
+    """
+    weaker = jnp.min(links.fraction, axis=-1)
+    previous = jnp.arange(weaker.shape[0]) == 0
+    kept = links.proposed & (previous | (weaker >= config.graph.min_match_fraction))
+    resembles = links.proposed & (weaker >= config.relocalization.min_match_fraction)
+    recognised = jnp.any(resembles)
+    if config.relocalization.strict:
+        recognised = recognised & jnp.all(resembles | ~links.proposed)
+    return recognised, jnp.where(searching, resembles & recognised, kept)
 
 
-def _can_start(config: SlamConfig, view: View) -> Bool[Array, ""]:
-    """A first frame needs something to see: the same share of pixels that tracking asks for."""
+def _if(condition: Bool[Array, ""], compute: Any) -> Any:
+    """The result of ``compute()`` if ``condition``, else zeros: a result that nobody reads."""
+    shapes = jax.eval_shape(compute)
+    return jax.lax.cond(condition, compute, lambda: blank(shapes))
+
+
+def blank(shapes: Any) -> Any:
+    """Zeros in the given shapes and types."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _canonical(config: SlamConfig, reference: Reference, views: Views) -> FusedPointmap:
+    """The keyframe's canonical pointmap, or the frame's own when it is looked at by itself."""
+    return select(reference.alone, first_pointmap(config.tracking, views.frame), reference.pointmap)
+
+
+def _shows_enough(config: SlamConfig, view: View) -> Bool[Array, ""]:
+    """A frame looked at by itself needs something to see: as much as tracking asks for."""
     return valid_fraction(view.usable.reshape(-1)) >= config.tracking.min_match_fraction

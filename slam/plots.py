@@ -9,7 +9,7 @@ import os
 import textwrap
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize, hsv_to_rgb
@@ -21,6 +21,7 @@ from slam.io.atomic import atomic_write
 
 _ESTIMATE, _REFERENCE, _KEYFRAME = "#1f5fbf", "#a89a88", "#e07b00"
 _START, _END, _TEXT, _UNKNOWN = "#1a9850", "#c51b3a", "#333333", "#d9d9d9"
+_LINK, _LOOP_LINK = "#f2b366", "#8e44ad"
 _DPI = 140
 _AXES = "xyz"
 _CAMERA_UP = "-y"
@@ -33,6 +34,9 @@ def plot_trajectory(
     reference: Float[np.ndarray, "n 3"] | None = None,
     keyframes: Float[np.ndarray, "k 3"] | None = None,
     *,
+    numbers: Int[np.ndarray, " n"] | None = None,
+    links: Int[np.ndarray, "l 2"] | None = None,
+    is_loop_link: Bool[np.ndarray, " l"] | None = None,
     title: str = "",
     with_scale: bool = True,
     up: str | None = None,
@@ -45,17 +49,21 @@ def plot_trajectory(
         reference: true centre for each estimated one, NaN where unknown. The estimate is then drawn
             aligned to it, and its error is in the title.
         keyframes: centres of the keyframes, in the estimate's world.
+        numbers: frame number of each centre; the line is broken where frames are missing.
+        links: pairs of rows of ``keyframes`` that are joined by a link.
+        is_loop_link: which of the links are loop links, told apart by their colour.
         title: name of the sequence.
         with_scale: align by Sim(3), otherwise by SE(3).
         up: upward direction, such as "-y" or "+z". By default -y without a reference; with one,
             whose axes are anyone's choice, the positive axis along which it extends least.
     """
     heading, unit = [title] if title else [], "map units"
+    track = track_r = _tracks(numbers, len(estimate))
     if reference is not None:
         known = np.isfinite(reference).all(axis=1)
         result = ate(estimate, reference, with_scale)
         heading += textwrap.wrap(str(result), 95)
-        reference = reference[known]
+        reference, track_r = reference[known], track[known]
         if np.isfinite(result.rmse):
             unit = "m"
             alignment = align_sim3(estimate[known], reference, with_scale)
@@ -64,6 +72,9 @@ def plot_trajectory(
         else:
             reference = None  # two unrelated frames: drawn together they would only mislead
     drawn = estimate if reference is None else reference
+    ends = np.zeros((0, 2, 3)) if keyframes is None or links is None else keyframes[links]
+    loops = np.zeros(len(ends), bool) if is_loop_link is None else is_loop_link
+    kinds = ((ends[~loops], _LINK, "links"), (ends[loops], _LOOP_LINK, "loop links"))
     if up is None:
         up = _CAMERA_UP if reference is None else f"+{_AXES[_flattest_axis(drawn)]}"
     right, ahead, vertical, upward = _view_axes(up)
@@ -73,10 +84,15 @@ def plot_trajectory(
     views = ((top, right, ahead, "from above"), (side, right, vertical, "from the side"))
     for axes, u, v, name in views:
         if reference is not None:
-            axes.plot(
-                reference[:, u], reference[:, v], color=_REFERENCE, lw=3, label="ground truth"
-            )
-        axes.plot(estimate[:, u], estimate[:, v], color=_ESTIMATE, lw=1.5, label="estimate")
+            line = _broken(reference[:, [u, v]], track_r).T
+            axes.plot(*line, color=_REFERENCE, lw=3, zorder=1, label="ground truth")
+        line = _broken(estimate[:, [u, v]], track).T
+        axes.plot(*line, color=_ESTIMATE, lw=1.5, label="estimate")
+        for segments, color, kind in kinds:
+            if len(segments):
+                lines = LineCollection(list(segments[:, :, [u, v]]), colors=color, linewidths=0.9)
+                lines.set(label=f"{kind} ({len(segments)})", zorder=1.5)
+                axes.add_collection(lines)
         if keyframes is not None and len(keyframes):
             label = f"keyframes ({len(keyframes)})"
             axes.plot(keyframes[:, u], keyframes[:, v], "o", ms=4, color=_KEYFRAME, label=label)
@@ -91,9 +107,8 @@ def plot_trajectory(
     if not upward:
         side.invert_yaxis()
     handles, labels = top.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10
-    )
+    style = {"frameon": False, "fontsize": 10, "columnspacing": 1.3, "handlelength": 1.5}
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), **style)
     _save(figure, path, "\n".join(heading))
 
 
@@ -181,6 +196,7 @@ def plot_map(
     colors: UInt8[np.ndarray, "n 3"],
     trajectory: Float[np.ndarray, "m 3"] | None = None,
     *,
+    numbers: Int[np.ndarray, " m"] | None = None,
     title: str = "",
     unit: str = "map units",
     up: str = _CAMERA_UP,
@@ -195,6 +211,7 @@ def plot_map(
         points: in the world, finite.
         colors: RGB of each.
         trajectory: camera centres, drawn on top.
+        numbers: frame number of each centre; the line is broken where frames are missing.
         title: heading of the figure.
         unit: unit of the coordinates.
         up: upward direction, such as "-y" or "+z".
@@ -218,8 +235,9 @@ def plot_map(
         extent = (low[0], high[0], low[1], high[1])
         axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", zorder=1)
     if len(path_2d):
-        axes.plot(*path_2d.T, color="white", lw=3.5)
-        axes.plot(*path_2d.T, color=_ESTIMATE, lw=1.8, label="camera")
+        line = _broken(path_2d, _tracks(numbers, len(path_2d))).T
+        axes.plot(*line, color="white", lw=3.5)
+        axes.plot(*line, color=_ESTIMATE, lw=1.8, label="camera")
         axes.plot(*path_2d[0], "o", ms=9, mfc="white", mew=2.5, color=_START, label="start")
         axes.plot(*path_2d[-1], "s", ms=8, mfc="white", mew=2.5, color=_END, label="end")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
@@ -229,6 +247,18 @@ def plot_map(
     _frame(axes, f"{_AXES[right]} [{unit}]", f"{_AXES[ahead]} [{unit}]")
     count = f"{len(points):,} points from above" + (f"; {note}" if note else "")
     _save(figure, path, "\n".join([title, count] if title else [count]))
+
+
+def _tracks(numbers: np.ndarray | None, count: int) -> np.ndarray:
+    """Which unbroken track each of ``count`` positions belongs to; one track without numbers."""
+    if numbers is None:
+        return np.zeros(count, int)
+    return np.cumsum(np.diff(numbers, prepend=numbers[:1]) > 1)
+
+
+def _broken(line: np.ndarray, track: np.ndarray) -> np.ndarray:
+    """The same line with a row of NaN, which is not drawn, wherever a track ends."""
+    return np.insert(line, np.flatnonzero(np.diff(track)) + 1, np.nan, axis=0)
 
 
 def _view_axes(up: str) -> tuple[int, int, int, bool]:
@@ -314,12 +344,8 @@ def _log_norm(values: np.ndarray) -> LogNorm | Normalize:
     return LogNorm(low, high) if low > 0 and high > 3 * low else Normalize(low, high)
 
 
-def _extent(positions: np.ndarray, axis: int) -> float:
-    return float(np.ptp(positions[:, axis])) if len(positions) else 0.0
-
-
 def _flattest_axis(positions: np.ndarray) -> int:
-    return min(range(3), key=lambda axis: _extent(positions, axis))
+    return int(np.argmin(np.ptp(positions, axis=0))) if len(positions) else 0
 
 
 def _equal_aspect(axes: Axes, positions: np.ndarray) -> None:

@@ -59,7 +59,8 @@ class Reconstruction:
     """Result of a run, on the host.
 
     Every tracked frame's pose is stored relative to its keyframe and composed on demand, so all
-    poses follow whatever moves the keyframes.
+    poses follow whatever moves the keyframes. Each submap has a world frame of its own; poses and
+    points are therefore given of one submap at a time, by default of the largest.
     """
 
     name: str
@@ -80,6 +81,8 @@ class Reconstruction:
     """Intrinsics float32 [3, 3] at the working resolution, when the run was calibrated."""
     panels: tuple[Panel, ...] = ()
     """Per-pixel results of a few frames, for looking at."""
+    links: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    """int32 [L, 2], slots of the keyframes that each link of the graph joins."""
 
     @property
     def num_frames(self) -> int:
@@ -96,13 +99,60 @@ class Reconstruction:
         """bool [F]: frames that have a pose."""
         return np.asarray(self.frames.mode) == Mode.TRACKING
 
-    def trajectory(self) -> Trajectory:
-        """Pose of every frame that was placed, composed with its keyframe's pose."""
-        return self._poses(self.tracked)
+    @property
+    def is_keyframe(self) -> np.ndarray:
+        """bool [F]: frames that became keyframes."""
+        return np.asarray(self.frames.is_keyframe)
 
-    def keyframe_trajectory(self) -> Trajectory:
-        """Poses of the keyframes."""
-        return self._poses(self.is_keyframe)
+    @property
+    def relocalized(self) -> np.ndarray:
+        """bool [F]: frames in which the lost camera was found again."""
+        return np.asarray(self.frames.relocalized)
+
+    @property
+    def is_loop_link(self) -> np.ndarray:
+        """bool [L]: links whose keyframes do not follow one another."""
+        return np.abs(self.links[:, 0] - self.links[:, 1]) != 1
+
+    @property
+    def submaps(self) -> tuple[int, ...]:
+        """Numbers of the submaps, the one with the most placed frames first.
+
+        The number of a submap that was joined to another no longer exists.
+        """
+        numbers, counts = np.unique(self._submap_of_placed, return_counts=True)
+        return tuple(numbers[np.argsort(-counts, kind="stable")].tolist())
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether any two frames were placed in one world, or the only frame is a keyframe."""
+        return int(self.placed_in().sum()) > min(1, self.num_frames - 1)
+
+    def placed_in(self, submap: int | None = None) -> np.ndarray:
+        """bool [F]: frames that have a pose in one submap, by default the largest.
+
+        Raises:
+            ValueError: there is no submap of this number.
+        """
+        inside = self.tracked
+        inside[inside] = self._submap_of_placed == self._chosen(submap)
+        return inside
+
+    def slots_of(self, submap: int | None = None) -> np.ndarray:
+        """Slots of the keyframes of one submap, in order of time.
+
+        Raises:
+            ValueError: there is no submap of this number.
+        """
+        return np.flatnonzero(np.asarray(self.keyframes.submap) == self._chosen(submap))
+
+    def trajectory(self, submap: int | None = None) -> Trajectory:
+        """Pose of every frame placed in one submap, composed with its keyframe's pose."""
+        return self._poses(self.placed_in(submap))
+
+    def keyframe_trajectory(self, submap: int | None = None) -> Trajectory:
+        """Poses of the keyframes of one submap, in the order of ``slots_of``."""
+        return self._poses(self.placed_in(submap) & self.is_keyframe)
 
     def reference_trajectory(self) -> Trajectory | None:
         """Ground truth of the frames that have one; None if none has."""
@@ -111,30 +161,35 @@ class Reconstruction:
         known = self._has_reference
         return Trajectory(self.timestamps[known], self.reference_T_WC[known])
 
-    def evaluate(self, keyframes_only: bool = False, with_scale: bool = True) -> AteResult | None:
-        """Absolute trajectory error against ground truth.
+    def evaluate(
+        self, keyframes_only: bool = False, with_scale: bool = True, submap: int | None = None
+    ) -> AteResult | None:
+        """Absolute trajectory error of one submap, by default the largest, against ground truth.
 
         Args:
             keyframes_only: as the original reports it; otherwise all placed frames.
             with_scale: align by Sim(3), as is usual for monocular systems, or by SE(3).
+            submap: number of the submap; the poses of the others are left out, and counted in
+                ``AteResult.num_left_out``.
 
         Returns:
-            The error, or None when fewer than three placed frames have ground truth.
+            The error, or None when fewer than three frames of the submap have ground truth.
         """
         if self.reference_T_WC is None:
             return None
-        chosen = self.is_keyframe if keyframes_only else self.tracked
-        chosen = chosen & self._has_reference
+        placed = (self.is_keyframe if keyframes_only else self.tracked) & self._has_reference
+        chosen = placed & self.placed_in(submap)
         if chosen.sum() < 3:
             return None
-        return ate(
+        error = ate(
             self._poses(chosen).positions,
             self.reference_T_WC[chosen, :3, 3],
             with_scale=with_scale,
         )
+        return dataclasses.replace(error, num_left_out=int(placed.sum() - chosen.sum()))
 
     def accuracy(self) -> list[tuple[str, str, AteResult]]:
-        """All errors that can be computed, as (which poses, how aligned, error)."""
+        """All errors of the largest submap that exist, as (which poses, how aligned, error)."""
         kinds = [
             ("every frame", "Sim(3)", False, True),
             ("keyframes", "Sim(3)", True, True),
@@ -148,14 +203,24 @@ class Reconstruction:
         return [(poses, alignment, error) for poses, alignment, error in errors if error]
 
     @property
-    def is_keyframe(self) -> np.ndarray:
-        """bool [F]: frames that became keyframes."""
-        return np.asarray(self.frames.is_keyframe)
-
-    @property
     def _has_reference(self) -> np.ndarray:
         assert self.reference_T_WC is not None
         return np.asarray(np.isfinite(self.reference_T_WC).all((1, 2)))
+
+    @property
+    def _submap_of_placed(self) -> np.ndarray:
+        """int [P]: of each frame that has a pose, the number of its submap."""
+        return np.asarray(self.keyframes.submap)[np.asarray(self.frames.keyframe)[self.tracked]]
+
+    def _chosen(self, submap: int | None) -> int:
+        """The number of an existing submap, the largest for None; any number when none exists."""
+        there = self.submaps
+        if submap is None:
+            return there[0] if there else 0
+        if submap not in there:
+            has = f"those there are: {', '.join(map(str, there))}" if there else "there is none"
+            raise ValueError(f"{self.name}: no submap has the number {submap}; {has}")
+        return submap
 
     def _poses(self, chosen: np.ndarray) -> Trajectory:
         slots = np.asarray(self.frames.keyframe)[chosen]
@@ -164,13 +229,14 @@ class Reconstruction:
         matrices = np.asarray(_compose(T_WK, T_kf), np.float64)
         return Trajectory(self.timestamps[chosen], matrices)
 
-    def point_cloud(self, min_confidence: float = 1.5) -> PointCloud:
-        """Points of all keyframes whose average confidence exceeds ``min_confidence``.
+    def point_cloud(self, min_confidence: float = 1.5, submap: int | None = None) -> PointCloud:
+        """Points of one submap, by default the largest, more confident than ``min_confidence``.
 
-        In a calibrated run the points are on their pixels' rays, as they were for tracking.
+        The confidence is the average one in the point's keyframe. In a calibrated run the points
+        are on their pixels' rays, as they were for tracking.
         """
         parts = []
-        for slot in range(self.num_keyframes):  # one at a time: the whole map may not fit a device
+        for slot in self.slots_of(submap):  # one at a time: the whole map may not fit a device
             T_WC, pointmap, image = jax.tree.map(
                 lambda x, slot=slot: x[slot],
                 (self.keyframes.T_WC, self.keyframes.pointmap, self.keyframes.image),
@@ -184,21 +250,31 @@ class Reconstruction:
 
     def verdict(self) -> str:
         """One honest sentence about how the run went."""
-        frames, placed = self.num_frames, int(self.tracked.sum())
-        keyframes = f"{self.num_keyframes} keyframe{'s' if self.num_keyframes != 1 else ''}"
+        frames, placed, pieces = self.num_frames, int(self.tracked.sum()), len(self.submaps)
         if placed == 0:
             return f"NOT STARTED: none of {frames} frames was usable as a first keyframe"
         if frames == 1:
             return "the only frame is the first keyframe; nothing was tracked"
-        if placed == 1:
+        if not self.succeeded and pieces == 1:
             return f"LOST: the first keyframe was made, but none of {frames - 1} later frames fits"
+        if not self.succeeded:
+            return f"LOST: {pieces} of {frames} frames became keyframes, but none fits another"
+        found = _count(self.num_keyframes, "keyframe")
+        if self.is_loop_link.any():
+            found += f" with {_count(int(self.is_loop_link.sum()), 'loop link')}"
+        if self.relocalized.any():
+            times = int(self.relocalized.sum())
+            found += "; relocalised " + ("once" if times == 1 else f"{times} times")
+        if pieces > 1:
+            largest = int(self.placed_in().sum())
+            found += f"; {pieces} pieces that were never joined, the largest has {largest} frames"
         if placed < frames:
             first = int(np.flatnonzero(~self.tracked)[0])
             return (
                 f"PARTLY LOST: {placed} of {frames} frames have a pose, the first without one is "
-                f"frame {first}; {keyframes}"
+                f"frame {first}; {found}"
             )
-        return f"all {frames} frames have a pose, {keyframes}"
+        return f"all {frames} frames have a pose, {found}"
 
     def save(
         self,
@@ -232,6 +308,10 @@ class Reconstruction:
         from slam.archive import load_archive
 
         return load_archive(pathlib.Path(folder) / "reconstruction.npz")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 @jax.jit

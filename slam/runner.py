@@ -12,15 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ops import SolverStatus
 from slam import pipeline as stages
 from slam.config import SlamConfig
+from slam.graph import Links
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.prefetch import prefetch
 from slam.io.preparation import prepare_frames
-from slam.keyframes import grow, read_slot
+from slam.keyframes import grow
+from slam.linking import Candidates
 from slam.reconstruction import Panel, Reconstruction
+from slam.slots import read_slot
 from slam.state import Mode, SlamState, StepOutput, init_state
-from slam.types import Frame, TwoViewPrior
+from slam.types import Frame, TwoViewPrior, retrieval_of
 
 
 class StageTimer:
@@ -63,25 +67,32 @@ class StageTimer:
 class Stepper:
     """``slam.pipeline.step`` compiled stage by stage.
 
-    Equal to ``step`` (a test says so), but each stage can be timed, and a map that grows
-    recompiles only the two small stages that touch its buffers.
+    Equal to ``step`` (a test says so), but each stage can be timed, stages that a frame does not
+    need are not called, and a map that grows recompiles only the stages that touch its buffers.
     """
 
-    def __init__(self, config: SlamConfig, timer: StageTimer | None = None) -> None:
-        self.timer = timer or StageTimer()
+    def __init__(self, config: SlamConfig) -> None:
+        self.config = config
+        self.timer = StageTimer()
         # Partials make these caches this object's own: ``jax.jit`` shares a function's otherwise.
         self._look_up = jax.jit(functools.partial(stages.look_up))
         self._encode = jax.jit(functools.partial(stages.encode))
         self._decode = jax.jit(functools.partial(stages.decode))
         self._match = jax.jit(functools.partial(stages.match_stage, config))
         self._solve = jax.jit(functools.partial(stages.solve_stage, config))
+        self._assess = jax.jit(functools.partial(stages.assess, config))
+        self._propose = jax.jit(functools.partial(stages.propose, config))
+        self._verify = jax.jit(lambda prior, *rest: stages.verify(prior, config, *rest))
         # Donated: an undonated commit copies the whole map on every frame.
         self._commit = jax.jit(functools.partial(stages.commit, config), donate_argnums=0)
+        self._optimize = jax.jit(functools.partial(stages.optimize, config))
+        self._adopt = jax.jit(functools.partial(stages.adopt), donate_argnums=0)
+        self._nothing: tuple[Candidates, Links] | None = None
 
     def cache_sizes(self) -> dict[str, int]:
         """How often each stage has been compiled."""
-        names = ("look_up", "encode", "decode", "match", "solve", "commit")
-        return {name: getattr(self, f"_{name}")._cache_size() for name in names}
+        stage = [name for name, value in vars(self).items() if hasattr(value, "_cache_size")]
+        return {name.lstrip("_"): getattr(self, name)._cache_size() for name in stage}
 
     def __call__(
         self, prior: TwoViewPrior, state: SlamState, frame: Frame
@@ -93,8 +104,37 @@ class Stepper:
         views = call("decode", self._decode, prior, reference, encoding)
         found = call("match", self._match, reference, views)
         solution = call("solve", self._solve, reference, views, found)
-        state, output = call("commit", self._commit, state, frame, encoding, views, found, solution)
+        assessment = call("assess", self._assess, reference, views, found, solution)
+        if bool(assessment.wants_links):
+            candidates, links = self._search(prior, state, encoding, assessment)
+        else:
+            candidates, links = self._no_links(prior, state, encoding, assessment)
+        seen = (frame, encoding, views, found, solution, assessment, candidates, links)
+        state, output = call("commit", self._commit, state, *seen)
+        if int(output.new_links):
+            poses = call("optimize", self._optimize, state)
+            state, output = call("adopt", self._adopt, state, output, poses)
         return state, output, DenseResult(views, found)
+
+    def _search(self, prior: TwoViewPrior, *seen: Any) -> tuple[Candidates, Links]:
+        """The frame's links with keyframes, before they are judged."""
+        state, encoding, assessment = seen
+        candidates, encodings = self.timer.call(
+            "propose", self._propose, retrieval_of(prior), state, encoding, assessment
+        )
+        links = self.timer.call("verify", self._verify, prior, encoding, candidates, encodings)
+        return candidates, links
+
+    def _no_links(self, prior: TwoViewPrior, *seen: Any) -> tuple[Candidates, Links]:
+        """What a frame has that looks for no links: the same shapes, nothing in them."""
+        if self._nothing is None:
+            state, encoding, assessment = seen
+            candidates, encodings = jax.eval_shape(
+                self._propose, retrieval_of(prior), state, encoding, assessment
+            )
+            links = jax.eval_shape(self._verify, prior, encoding, candidates, encodings)
+            self._nothing = stages.blank((candidates, links))
+        return self._nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +164,7 @@ def run(
     calibrated: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     num_panels: int = 0,
+    stepper: Stepper | None = None,
 ) -> Reconstruction:
     """Run the SLAM over a whole source.
 
@@ -134,6 +175,8 @@ def run(
         calibrated: use the source's intrinsics (constant over the sequence).
         on_progress: called after every frame.
         num_panels: how many frames, evenly spread, to keep per-pixel results of.
+        stepper: compiled stages of an earlier run, with their configuration, to save compiling
+            them again; the sources must have the same image size and the priors the same kind.
 
     Returns:
         The reconstruction, on the host.
@@ -141,9 +184,12 @@ def run(
     Raises:
         SourceError: the source cannot be read, is empty, or lacks what was asked of it.
     """
-    config = config or SlamConfig()
-    timer = StageTimer()
-    stepper = Stepper(config, timer)
+    if stepper is None:
+        stepper = Stepper(config or SlamConfig())
+    elif config not in (None, stepper.config):
+        raise ValueError("run: the stepper was compiled for another configuration; leave one out")
+    config = stepper.config
+    timer = stepper.timer = StageTimer()
     panel_frames = _panel_frames(source.num_frames, num_panels)
     state: SlamState | None = None
     outputs: list[StepOutput] = []
@@ -151,6 +197,7 @@ def run(
     references: list[np.ndarray] = []
     panels: list[Panel] = []
     notes: list[str] = []
+    growth: list[dict[str, int]] = []
 
     begin = time.perf_counter()
     first_done = begin
@@ -175,8 +222,9 @@ def run(
             references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
             if number in panel_frames and number > 0 and output.mode == Mode.TRACKING:
                 panels.append(_panel(state, frame, dense, number, slot))
-            if output.num_keyframes == state.keyframes.capacity < config.max_keyframes:
-                state = grow(state, min(2 * state.keyframes.capacity, config.max_keyframes))
+            state, larger = _with_room(config, state, output)
+            if larger:
+                growth.append({"frame": number, **larger})
             if output.full and not notes:
                 notes.append(
                     f"the limit of {config.max_keyframes} keyframes was reached at frame {number}: "
@@ -206,7 +254,14 @@ def run(
         "total_s": end - begin,
         "first_frame_s": first_done - begin,
         "fps_after_first_frame": later / (end - first_done) if later else float("nan"),
+        "growth": growth,
     }
+    failed = [int(o.frame_index) for o in outputs if SolverStatus(int(o.graph_status)).failed]
+    if failed:
+        notes.append(
+            f"the keyframe poses could not be optimised {len(failed)} times, first at frame "
+            f"{failed[0]}; they were left as they were"
+        )
     size = int(state.keyframes.size)
     keyframes = jax.tree.map(lambda x: x[:size] if x.ndim else x, jax.device_get(state.keyframes))
     known = np.stack(references)
@@ -221,6 +276,7 @@ def run(
         notes=tuple(notes),
         panels=tuple(panels),
         K=None if state.K is None else np.asarray(state.K),
+        links=np.stack([state.graph.i, state.graph.j], axis=1)[: int(state.graph.size) : 2],
     )
 
 
@@ -243,6 +299,21 @@ def _panel(state: SlamState, frame: Frame, dense: DenseResult, index: int, slot:
     )
 
 
+def _with_room(
+    config: SlamConfig, state: SlamState, output: StepOutput
+) -> tuple[SlamState, dict[str, int]]:
+    """The state with room for whatever the next frame may add, and which buffers had to grow."""
+    larger = {}
+    keyframes, graph = state.keyframes, state.graph
+    if output.num_keyframes == keyframes.capacity < config.max_keyframes:
+        larger["keyframes"] = min(2 * keyframes.capacity, config.max_keyframes)
+    if graph.capacity - int(graph.size) < 2 * config.max_links:
+        larger["factors"] = 2 * graph.capacity
+    if larger:
+        state = grow(state, larger.get("keyframes"), larger.get("factors"))
+    return state, larger
+
+
 def _within_limit(config: SlamConfig) -> SlamConfig:
     """The configuration whose buffers start no larger than they may ever be."""
     capacity = max(1, min(config.keyframe_capacity, config.max_keyframes))
@@ -254,8 +325,13 @@ def _constant_intrinsics(raw: SourceFrame, frame: Frame, K: jax.Array | None) ->
     where = raw.origin or f"frame {raw.index}"
     if frame.K is None:
         raise SourceError(
-            f"{where}: has no intrinsics, which calibrated mode needs; add a "
-            "calibration.txt (fx fy cx cy) or run without --calibrated"
+            f"{where}: has no intrinsics, which calibrated mode needs; pass --calib FILE, add a "
+            "calibration.txt (fx fy cx cy), or run without --calibrated"
+        )
+    if raw.distortion is not None:
+        raise SourceError(
+            f"{where}: the lens distorts, and calibrated mode needs straight images; open the "
+            "source with rectify=True"
         )
     if K is not None and not np.allclose(frame.K, K, rtol=1e-3):
         raise SourceError(

@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from ops import FusedPointmap, Sim3, init_fused
 from ops.records import Record, record
 from slam.config import SlamConfig
-from slam.types import Frame, TwoViewPrior
+from slam.graph import Graph, empty_graph
+from slam.retrieval import Database, empty_database
+from slam.types import Frame, TwoViewPrior, retrieval_of
 
 
 class Mode(enum.IntEnum):
@@ -21,7 +23,8 @@ class Mode(enum.IntEnum):
     TRACKING = 1
     """The last frame was placed against the last keyframe."""
     LOST = 2
-    """The last frame could not be placed; the map is as it was."""
+    """The last frame could not be placed; the map is as it was. The next ones are looked up in it
+    until one is recognised, or a new submap is started."""
 
 
 @record
@@ -34,6 +37,8 @@ class Keyframes(Record):
     """Number of the frame each keyframe was."""
     T_WC: Sim3
     """Pose of each keyframe, camera to world, Sim(3) [capacity]."""
+    submap: Int[Array, " capacity"]
+    """Number of the submap each keyframe belongs to; each submap has a world frame of its own."""
     image: UInt8[Array, "capacity h w 3"]
     """RGB of each keyframe."""
     pointmap: FusedPointmap
@@ -60,10 +65,16 @@ class SlamState(Record):
     """A ``Mode``."""
     keyframes: Keyframes
     """The map."""
+    graph: Graph
+    """Which keyframes see the same place, and where."""
+    database: Database | None
+    """How keyframes are looked up; None with a prior that has no retrieval model."""
     T_kf: Sim3
     """Pose of the last tracked frame in the camera of the last keyframe."""
     match_init: Int[Array, " hw"]
     """Where matching starts: for each pixel of the last keyframe, a pixel of the next frame."""
+    failures: Int[Array, ""]
+    """Frames since the camera was lost that were looked up in vain."""
     K: Float[Array, "3 3"] | None
     """Intrinsics at the working resolution, or None: then the camera is uncalibrated."""
 
@@ -88,6 +99,10 @@ class StepOutput(Record):
     """Pose of the frame in that keyframe's camera: ``T_WC = keyframes.T_WC[keyframe] @ T_kf``."""
     is_keyframe: Bool[Array, ""]
     """Whether this frame became that keyframe."""
+    relocalized: Bool[Array, ""]
+    """Whether the camera was lost and found itself again in this frame."""
+    submap: Int[Array, ""]
+    """Number of the submap of that keyframe, at this time: submaps may be joined later."""
     match_fraction: Float[Array, ""]
     """Share of keyframe pixels with a valid, confident match."""
     unique_fraction: Float[Array, ""]
@@ -98,10 +113,24 @@ class StepOutput(Record):
     """Robust cost of the last iteration."""
     status: Int[Array, ""]
     """The solver's ``ops.SolverStatus``."""
+    retrieved: Int[Array, " candidates"]
+    """Slots of the keyframes that were looked up as seeing the same place, best first."""
+    is_retrieved: Bool[Array, " candidates"]
+    """Which of them exist."""
+    new_links: Int[Array, ""]
+    """Links that this frame added to the graph."""
+    graph_iterations: Int[Array, ""]
+    """Gauss-Newton iterations over all keyframe poses; 0 when the graph did not change."""
+    graph_cost: Float[Array, ""]
+    """Robust cost of the last of them."""
+    graph_status: Int[Array, ""]
+    """The outcome, an ``ops.SolverStatus``; after a failure the poses are as they were."""
     num_keyframes: Int[Array, ""]
     """Keyframes in the map after this frame."""
     full: Bool[Array, ""]
     """A keyframe was due but the buffers are full: grow them."""
+    graph_full: Bool[Array, ""]
+    """A link was left out because the graph's buffers are full: grow them."""
 
 
 def identity_match(image_shape: tuple[int, int]) -> Int[Array, " hw"]:
@@ -126,6 +155,7 @@ def init_state(
     height, width = frame.image.shape[:2]
     capacity = config.keyframe_capacity
     encoding = jax.eval_shape(lambda prior, frame: prior.encode(frame), prior, frame)
+    model, num_tokens = retrieval_of(prior), encoding.features.shape[0]
 
     def buffer(shape: tuple[int, ...], dtype: Any) -> Array:
         return jnp.zeros((capacity, *shape), dtype)
@@ -141,12 +171,16 @@ def init_state(
             size=jnp.int32(0),
             frame_index=buffer((), jnp.int32),
             T_WC=Sim3.identity((capacity,)),
+            submap=buffer((), jnp.int32),
             image=buffer((height, width, 3), jnp.uint8),
             pointmap=jax.tree.map(lambda x: buffer(x.shape, x.dtype), blank),
             encoding=jax.tree.map(lambda x: buffer(x.shape, x.dtype), encoding),
         ),
+        graph=empty_graph(config.edge_capacity, height * width),
+        database=None if model is None else empty_database(model, num_tokens, capacity),
         T_kf=Sim3.identity(),
         match_init=identity_match((height, width)),
+        failures=jnp.int32(0),
         # A copy: the state is donated on every step, and the caller's array would die with it.
         K=None if K is None else jnp.array(K, jnp.float32),
     )

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from mast3r_jax.pointmap import Pointmap
+from mast3r_jax.retrieval import RetrievalModel
 from ops.records import Record, record
 
 
@@ -34,7 +35,9 @@ class Frame(Record):
 class TwoViewPrior(Protocol):
     """Anything that turns two images into pointmaps: MASt3R, a renderer, a recording.
 
-    Implementations are pytrees (weights are leaves) and both methods trace under ``jit``.
+    Implementations are pytrees (weights are leaves) and both methods trace under ``jit``. One that
+    has an attribute ``retrieval``, a ``RetrievalModel`` for its own features, closes loops and
+    relocalises; see ``retrieval_of``.
     """
 
     def encode(self, frame: Frame) -> Any:
@@ -48,3 +51,8 @@ class TwoViewPrior(Protocol):
     def decode(self, encoding_1: Any, encoding_2: Any) -> tuple[Pointmap, Pointmap]:
         """Pointmaps of a batch of pairs (leading axis on every leaf), both in view 1's camera."""
         ...
+
+
+def retrieval_of(prior: TwoViewPrior) -> RetrievalModel | None:
+    """What a prior brings to look images up by its features, None if nothing."""
+    return getattr(prior, "retrieval", None)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import rich.progress
 import tyro
 
 import mast3r_jax
+from mast3r_jax import retrieval
 from mast3r_jax.checkpoint import replacing
 from weights_conversion.convert import (
     ConversionError,
@@ -31,6 +33,12 @@ from weights_conversion.download import (
 )
 from weights_conversion.inert_pickle import ArchiveError, printable
 from weights_conversion.inspection import OURS, heads_of, inspect_file, plain, say
+from weights_conversion.retrieval import (
+    codebook_beside,
+    convert_retrieval,
+    is_retrieval,
+    read_codebook,
+)
 from weights_conversion.rules import IGNORED, canonical
 from weights_conversion.tensors import load_archive, read_safetensors, state_dict
 
@@ -39,7 +47,8 @@ DTYPES: Mapping[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_RESULT = {"model.safetensors", "config.json", "NOTICE.txt"}
+_NETWORK = {"model.safetensors", "config.json", "NOTICE.txt"}
+_RETRIEVAL = {retrieval.WEIGHTS, retrieval.SETTINGS, retrieval.NOTICE}
 
 _Positional = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 _Count = Annotated[
@@ -53,9 +62,11 @@ class Convert:
     """Turn a published checkpoint into a folder of weights that this project loads."""
 
     input: _Positional
-    """The checkpoint (.pth or .safetensors), recognised by its content."""
+    """Checkpoint of the network or of the retrieval head (.pth, .safetensors), told by content."""
     output_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The folder to create: model.safetensors, config.json, NOTICE.txt."""
+    """Folder to create, or to add to: network and retrieval head share one."""
+    codebook: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The retrieval head's codebook (.pkl), if not beside it under its published name."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the stored parameters: float32 is exact, bfloat16 halves the file."""
     enc_heads: _Count = None
@@ -112,9 +123,9 @@ class ConversionSummary:
     """Tensors that did not, by name, with the reason."""
     parameters: int
     nbytes: int
-    """Size of the written model.safetensors."""
+    """Size of the written safetensors file."""
     sha256: str
-    """Of the written model.safetensors."""
+    """Of the written safetensors file."""
 
 
 def _check_range(tensors: Mapping[str, np.ndarray], dtype: np.dtype, name: str) -> None:
@@ -140,27 +151,25 @@ def ignored_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
     return reasons
 
 
-def _check_output(path: pathlib.Path, overwrite: bool) -> None:
+def _check_output(path: pathlib.Path, result: set[str], overwrite: bool) -> None:
     """Refuse an output folder that holds anything else, or a result that may not be replaced."""
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
         raise ArchiveError(f"{path}: exists and is no folder; choose another output folder")
     inside = {entry.name for entry in path.iterdir()}
-    if inside - _RESULT:
-        other = printable(min(inside - _RESULT), 40)
+    if others := inside - _NETWORK - _RETRIEVAL:
+        other = printable(min(others), 40)
         raise ArchiveError(f"{path}: holds other files ({other}); choose another output folder")
-    if inside and not overwrite:
+    if inside & result and not overwrite:
         raise ArchiveError(
             f"{path}: holds a conversion already; pass --overwrite, or choose another folder"
         )
 
 
-def _notice(source: pathlib.Path) -> str:
-    return (
-        f"model.safetensors was converted by mast3r-slam-jax from\n{source.name}\n"
-        f"SHA-256 {sha256_of(source)}\n\n{LICENCE_NOTICE}\n"
-    )
+def _notice(result: str, *sources: pathlib.Path) -> str:
+    digests = "\n".join(f"{source.name}\nSHA-256 {sha256_of(source)}" for source in sources)
+    return f"{result} was converted by mast3r-slam-jax from\n{digests}\n\n{LICENCE_NOTICE}\n"
 
 
 def convert(command: Convert, console: rich.console.Console) -> ConversionSummary:
@@ -168,8 +177,17 @@ def convert(command: Convert, console: rich.console.Console) -> ConversionSummar
 
     Raises ``ArchiveError`` or ``OSError`` with the reason; then nothing is written.
     """
+    is_head = is_retrieval(load_archive(command.input))
+    _check_output(command.output_dir, _RETRIEVAL if is_head else _NETWORK, command.overwrite)
+    summary = _convert_head(command) if is_head else _convert_network(command, console)
+    _show_summary(command, summary, console)
+    return summary
+
+
+def _convert_network(command: Convert, console: rich.console.Console) -> ConversionSummary:
     source, dtype = command.input, DTYPES[command.dtype]
-    _check_output(command.output_dir, command.overwrite)
+    if command.codebook is not None:
+        raise ArchiveError(f"--codebook: is for a retrieval head, which {source} is not")
     archive = load_archive(source, verify=True)
     tensors = state_dict(archive, str(source))
     if OURS in tensors:
@@ -191,19 +209,48 @@ def convert(command: Convert, console: rich.console.Console) -> ConversionSummar
     try:
         with replacing(command.output_dir) as folder:
             mast3r_jax.save(folder, model, dtype=dtype)
-            (folder / "NOTICE.txt").write_text(_notice(source), encoding="utf-8")
-            weights = folder / "model.safetensors"
-            summary = ConversionSummary(
-                used=len(used),
-                ignored=ignored,
-                parameters=sum(value.size for value in read_safetensors(weights).values()),
-                nbytes=weights.stat().st_size,
-                sha256=sha256_of(weights),
-            )
+            notice = _notice("model.safetensors", source)
+            (folder / "NOTICE.txt").write_text(notice, encoding="utf-8")
+            for name in _RETRIEVAL:
+                if (command.output_dir / name).exists():
+                    shutil.copy2(command.output_dir / name, folder / name)
+            return _summary(folder / "model.safetensors", len(used), ignored)
     except mast3r_jax.CheckpointError as error:
         raise ArchiveError(str(error)) from error
-    _show_summary(command, summary, console)
-    return summary
+
+
+def _convert_head(command: Convert) -> ConversionSummary:
+    """Add a retrieval head and its codebook to the output folder."""
+    source = command.input
+    if command.dtype != "float32" or command.enc_heads or command.dec_heads:
+        raise ArchiveError(
+            f"{source}: is a retrieval head, which is always stored in float32 and has no "
+            "attention; leave out --dtype, --enc-heads and --dec-heads"
+        )
+    archive = load_archive(source, verify=True)
+    codebook = command.codebook or codebook_beside(source)
+    content = read_codebook(codebook)
+    try:
+        model = convert_retrieval(archive, content)
+    except ConversionError as error:
+        raise ArchiveError(f"{source}, {codebook.name}: {error}") from error
+    notice = _notice(retrieval.WEIGHTS, source, codebook)
+    try:
+        retrieval.save_retrieval(command.output_dir, model, notice=notice)
+    except mast3r_jax.CheckpointError as error:
+        raise ArchiveError(str(error)) from error
+    # Every tensor of the head, and the centroids.
+    return _summary(command.output_dir / retrieval.WEIGHTS, len(archive["model"]) + 1, {})
+
+
+def _summary(weights: pathlib.Path, used: int, ignored: Mapping[str, str]) -> ConversionSummary:
+    return ConversionSummary(
+        used=used,
+        ignored=ignored,
+        parameters=sum(value.size for value in read_safetensors(weights).values()),
+        nbytes=weights.stat().st_size,
+        sha256=sha256_of(weights),
+    )
 
 
 def _show_summary(
@@ -276,8 +323,9 @@ def download(
         state = "downloaded" if got.fetched else "was there already, and is intact"
         say(console, f"{got.path}: {state} ({human(got.size)})\n  sha256 {got.sha256}")
         paths.append(got.path)
-    if command.name in ("mast3r", "all"):
-        say(console, f"next: mast3r-slam convert {paths[0]} weights")
+    for path in paths:
+        if path.suffix == ".pth":
+            say(console, f"next: mast3r-slam convert {path} weights")
     return paths
 
 

@@ -14,6 +14,7 @@ import rich.text
 from weights_conversion.convert import ConversionError, heads_from_model_string, infer_config
 from weights_conversion.download import human
 from weights_conversion.inert_pickle import printable
+from weights_conversion.retrieval import is_retrieval
 from weights_conversion.tensors import load_archive, state_dict
 
 OURS = "encoder.patch_embed.kernel"
@@ -110,6 +111,10 @@ def inspect_file(path: pathlib.Path, console: rich.console.Console) -> None:
 
 def _network(archive: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """The configuration that a state dict implies, or why there is none."""
+    if is_retrieval(archive):
+        kept = {name: archive["args"].get(name) for name in ("nfeat", "nclusters", "hdims")}
+        fields = [f"  {name:<15} {printable(value)}" for name, value in kept.items()]
+        return "\n".join(["retrieval head (its codebook is a file of its own)", *fields])
     if OURS in tensors:
         return "weights of this project: load their folder with mast3r_jax.load"
     try:

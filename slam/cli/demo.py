@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from slam.cli.options import Flag, Folder
+from slam.cli.options import Flag, Folder, without_loop_closure
 from slam.cli.session import rendered_name, rendered_record, run_and_report
 from slam.config import SlamConfig
 from slam.io.frames import SourceError
@@ -24,6 +24,8 @@ class Demo:
     """Folder for the results."""
     overwrite: Flag = False
     """Replace the results of an earlier run in --out."""
+    no_loop_closure: Flag = False
+    """Do not look for earlier views of the same place."""
     noise: GeometryNoise = dataclasses.field(default_factory=GeometryNoise)
     """The two-view prior is the renderer itself, so no weights are needed; this is what it gets
     wrong. The errors printed at the end are against the exact path of the camera."""
@@ -34,10 +36,11 @@ class Demo:
             raise SourceError(f"--size {self.size}: must be a multiple of 16, and at least 32")
         height = self.size * 3 // 4
         uri = f"procedural:room?seed={self.seed}&frames={self.frames}&size={self.size}x{height}"
+        config = SlamConfig(size=self.size)
         return run_and_report(
             parse_procedural(uri),
             RenderedGeometryPrior(self.noise),
-            SlamConfig(size=self.size),
+            without_loop_closure(config) if self.no_loop_closure else config,
             self.out,
             overwrite=self.overwrite,
             about={"source": uri, "prior": rendered_record(self.noise)},

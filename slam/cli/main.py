@@ -15,7 +15,7 @@ import tyro
 import weights_conversion.cli
 from mast3r_jax import CheckpointError, ConfigError
 from slam.cli.demo import Demo
-from slam.cli.run import BriefRun, Run
+from slam.cli.run import BriefRun, Run, run_defaults
 from slam.io.frames import SourceError
 from slam.outputs import package_version
 
@@ -74,15 +74,18 @@ def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
     """The command asked for.
 
     Raises:
-        SourceError: a value that a configuration record refuses; tyro would show it in a box,
-            under a name of its own.
+        SourceError: the preset cannot be read; or a value that a configuration record refuses,
+            which tyro would show in a box, under a name of its own.
         SystemExit: help was asked for, or the command line is no command.
     """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                _commands(run), prog="mast3r-slam", description=DESCRIPTION, args=arguments
+                _commands(run, _asked_preset(arguments)),
+                prog="mast3r-slam",
+                description=DESCRIPTION,
+                args=arguments,
             )
     except SystemExit:
         words = " ".join(said.getvalue().translate(dict.fromkeys(map(ord, "│╭╮╰╯"), " ")).split())
@@ -100,11 +103,23 @@ def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
         raise SourceError(why) from None
 
 
-def _commands(run: type[Run]) -> Any:
-    """The union of all commands, as tyro reads it."""
+def _asked_preset(arguments: Sequence[str]) -> str:
+    """The last ``--preset`` of ``run``: the other options start from it, so it is read first."""
+    preset = "base"
+    if arguments[:1] == ["run"]:
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            if argument == "--preset" and following:
+                preset = following
+            elif argument.startswith("--preset="):
+                preset = argument.removeprefix("--preset=")
+    return preset
+
+
+def _commands(run: type[Run], preset: str) -> Any:
+    """The union of all commands, as tyro reads it; ``run`` starts from a preset's values."""
     demo = tyro.conf.subcommand("demo", description=Demo.__doc__)
     # BriefRun is Run in all but what its help shows.
-    of_run = tyro.conf.subcommand("run", description=Run.__doc__)
+    of_run = tyro.conf.subcommand("run", description=Run.__doc__, default=run_defaults(run, preset))
     convert = weights_conversion.cli.Convert
     of_convert = tyro.conf.subcommand(
         "convert",

@@ -1,9 +1,12 @@
-"""Types of options that several commands share."""
+"""Options that several commands share: their types, and what they mean for the configuration."""
 
+import dataclasses
 import pathlib
 from typing import Annotated
 
 import tyro
+
+from slam.config import SlamConfig
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 """An option without a value."""
@@ -14,9 +17,13 @@ Folder = Annotated[
 """Where to write."""
 File = Annotated[
     pathlib.Path | None,
-    tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: what the source tells)"),
+    tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)"),
 ]
 """What to read beside the source."""
+PresetName = Annotated[
+    str, tyro.conf.arg(metavar="NAME|FILE", help_behavior_hint="(default: base)")
+]
+"""Where the values of other options come from; see ``slam.presets.read_preset``."""
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")]
 """How many to take."""
 Number = Annotated[
@@ -28,3 +35,8 @@ DepthScale = Annotated[
     tyro.conf.arg(metavar="X", help_behavior_hint="(default: 5000; 1000 for millimetres)"),
 ]
 """A number the source cannot tell; TUM's own is ``slam.io.tum.TUM_DEPTH_SCALE``."""
+
+
+def without_loop_closure(config: SlamConfig) -> SlamConfig:
+    """The same configuration, with ``--no-loop-closure``."""
+    return dataclasses.replace(config, graph=dataclasses.replace(config.graph, loop_closure=False))

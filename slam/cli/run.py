@@ -10,13 +10,30 @@ import tyro
 
 import mast3r_jax
 from mast3r_jax.checkpoint import CONFIG, WEIGHTS, presets
+from mast3r_jax.retrieval import RetrievalModel, has_retrieval, load_retrieval
 from ops import MatchConfig
-from slam.cli.options import Count, DepthScale, File, Flag, Folder, Number
+from slam.cli.options import (
+    Count,
+    DepthScale,
+    File,
+    Flag,
+    Folder,
+    Number,
+    PresetName,
+    without_loop_closure,
+)
 from slam.cli.session import rendered_name, rendered_record, run_and_report
-from slam.config import SlamConfig, TrackingConfig
+from slam.config import (
+    GraphConfig,
+    RelocalizationConfig,
+    RetrievalConfig,
+    SlamConfig,
+    TrackingConfig,
+)
 from slam.io.frames import Source, SourceError
 from slam.io.open_source import depth_scale_of, open_source
 from slam.outputs import check_folder
+from slam.presets import read_preset
 from slam.priors.mast3r import MASt3RPrior
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.types import TwoViewPrior
@@ -44,6 +61,8 @@ class Run:
     prior: Annotated[str, tyro.conf.arg(metavar="WEIGHTS|rendered")]
     """Folder made by `mast3r-slam convert`, or `rendered`: the source's own depth and poses,
     with errors such as --noise.depth 0.01; see --help-all."""
+    preset: PresetName = "base"
+    """Values to start from: base, calib, eval_calib, eval_no_calib, eth3d, or an original YAML."""
     out: Folder = None
     """Folder for the results."""
     overwrite: Flag = False
@@ -58,10 +77,14 @@ class Run:
     """Frames per second, for videos and folders of images."""
     depth_scale: DepthScale = None
     """Units per metre of the depth images of a TUM RGB-D folder."""
-    calibration: File = None
-    """Text file `fx fy cx cy`: the intrinsics of the images."""
+    calib: File = None
+    """Track with this camera: `fx fy cx cy [k1 k2 p1 p2 [k3]]` in a text, or an original YAML."""
     calibrated: Flag = False
-    """Track with the intrinsics; without this, none are needed or used."""
+    """Track with the intrinsics that the source itself tells."""
+    center_principal_point: Flag = True
+    """With --calib or --calibrated: put the optical axis into the image's centre."""
+    no_loop_closure: Flag = False
+    """Do not look for earlier views of the same place."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto: bfloat16 on a GPU, float32 on a CPU."""
     min_confidence: float = 1.5
@@ -73,10 +96,7 @@ class Run:
 
     def execute(self) -> int:
         """Run; returns the exit status."""
-        if self.calibration is not None and not (self.calibrated or self.prior == RENDERED):
-            raise SourceError(
-                f"{self.calibration}: these intrinsics would not be used; add --calibrated"
-            )
+        calibrated = self.calibrated or self.calib is not None
         if self.prior != RENDERED:
             _require_folder(self.prior)
         if self.out is not None:
@@ -88,16 +108,18 @@ class Run:
             max_frames=self.max_frames,
             depth_scale=self.depth_scale,
             fps=self.fps,
-            calibration=self.calibration,
+            calibration=self.calib,
+            rectify=calibrated,
+            center_principal_point=self.center_principal_point,
         )
         prior, name, about = self.open_prior(source)
         rendered = self.prior == RENDERED
         return run_and_report(
             source,
             prior,
-            self.config,
+            without_loop_closure(self.config) if self.no_loop_closure else self.config,
             self.out,
-            calibrated=self.calibrated,
+            calibrated=calibrated,
             overwrite=self.overwrite,
             min_confidence=self.min_confidence,
             about=self.choices() | {"prior": about},
@@ -123,8 +145,9 @@ class Run:
             "weights": self.prior,
             "precision": "float32" if dtype is None else "bfloat16",
         }
-        prior = MASt3RPrior(mast3r_jax.load(self.prior, dtype=dtype))
-        return prior, f"MASt3R from {self.prior}", about
+        model = mast3r_jax.load(self.prior, dtype=dtype)
+        retrieval = _load_retrieval(self.prior, model)
+        return MASt3RPrior(model, retrieval), f"MASt3R from {self.prior}", about
 
     def _is_bfloat16(self) -> bool:
         if self.precision == "auto":
@@ -133,8 +156,16 @@ class Run:
 
     def hints(self, source: Source) -> list[str]:
         """How the input was understood where its files do not tell and a mistake would hurt."""
+        if self.prior != RENDERED:
+            wanted = self.config.graph.loop_closure and not self.no_loop_closure
+            if not wanted or has_retrieval(self.prior):
+                return []
+            return [
+                "loops and relocalisation need retrieval weights; add them with `mast3r-slam "
+                f"convert RETRIEVAL.pth {self.prior}`"
+            ]
         scale = depth_scale_of(source)
-        if self.prior != RENDERED or self.depth_scale is not None or scale is None:
+        if self.depth_scale is not None or scale is None:
             return []
         return [f"depth: {scale:g} units per metre (TUM's); --depth-scale changes it"]
 
@@ -151,17 +182,63 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class _BriefConfig(SlamConfig):
+    edge_capacity: tyro.conf.Suppress[int] = SlamConfig.edge_capacity
     match: tyro.conf.Suppress[MatchConfig] = dataclasses.field(default_factory=MatchConfig)
     tracking: tyro.conf.Suppress[TrackingConfig] = dataclasses.field(default_factory=TrackingConfig)
+    graph: tyro.conf.Suppress[GraphConfig] = dataclasses.field(default_factory=GraphConfig)
+    retrieval: tyro.conf.Suppress[RetrievalConfig] = dataclasses.field(
+        default_factory=RetrievalConfig
+    )
+    relocalization: tyro.conf.Suppress[RelocalizationConfig] = dataclasses.field(
+        default_factory=RelocalizationConfig
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class BriefRun(Run):
     """``Run`` as its help shows it: without the parameters that few will ever touch."""
 
+    center_principal_point: tyro.conf.Suppress[bool] = True
     noise: tyro.conf.Suppress[GeometryNoise] = dataclasses.field(default_factory=GeometryNoise)
     config: _BriefConfig = dataclasses.field(default_factory=_BriefConfig)
     """Parameters of the system; all others: `mast3r-slam run --help-all`."""
+
+
+def run_defaults(cls: type[Run], preset: str) -> Run:
+    """What the options of ``run`` start from with ``--preset``; source and prior are missing.
+
+    Raises:
+        SourceError: the preset cannot be read.
+    """
+    values = read_preset(preset)
+    config = _BriefConfig if issubclass(cls, BriefRun) else SlamConfig
+    names = [field.name for field in dataclasses.fields(SlamConfig)]
+    defaults = cls(
+        source="",
+        prior="",
+        preset=preset,
+        stride=values.stride,
+        calibrated=values.calibrated,
+        center_principal_point=values.center_principal_point,
+        config=config(**{name: getattr(values.config, name) for name in names}),  # type: ignore[arg-type]
+    )
+    for name in ("source", "prior"):
+        # How tyro is told that a field has no default; it is no value of the field's type.
+        object.__setattr__(defaults, name, tyro.MISSING)
+    return defaults
+
+
+def _load_retrieval(weights: str, model: mast3r_jax.MASt3R) -> RetrievalModel | None:
+    """The retrieval model beside the network's weights, None if there is none."""
+    if not has_retrieval(weights):
+        return None
+    retrieval = load_retrieval(weights)
+    if retrieval.token_dim != model.config.enc_dim:
+        raise mast3r_jax.CheckpointError(
+            f"{weights}: its retrieval weights read {retrieval.token_dim} channels but its network "
+            f"makes {model.config.enc_dim}; convert the retrieval checkpoint of this network"
+        )
+    return retrieval
 
 
 def _require_folder(weights: str) -> None:

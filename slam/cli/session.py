@@ -22,6 +22,23 @@ from slam.priors.rendered import GeometryNoise
 from slam.reconstruction import Reconstruction
 from slam.types import TwoViewPrior
 
+_STAGES = {
+    "source": "waiting for images",
+    "look up": "look up",
+    "encode": "encode",
+    "decode": "decode",
+    "match": "match",
+    "solve": "solve",
+    "assess": "assess",
+    "propose": "propose links",
+    "verify": "verify links",
+    "commit": "commit",
+    "optimize": "optimise all poses",
+    "adopt": "adopt poses",
+    "frame": "whole frame",
+}
+"""Stages of ``slam.runner`` in the order of the report, and what it calls them."""
+
 
 def run_and_report(
     source: Source,
@@ -69,7 +86,7 @@ def run_and_report(
     with console.status("writing results"):
         files = result.save(folder, min_confidence=min_confidence, overwrite=overwrite, about=about)
     seconds = time.perf_counter() - begin
-    done = result.tracked.sum() > min(1, result.num_frames - 1)
+    done = result.succeeded
     print_report(console, result, advice=None if done or not result.num_keyframes else advice)
     print_files(console, OutputFiles(folder, files.notes), seconds)
     return 0 if done else 1
@@ -79,8 +96,8 @@ def rendered_name(noise: GeometryNoise) -> str:
     """What to call the prior that knows the geometry, with all that it gets wrong."""
     sizes = [
         f"{name} {100 * value:g} %"
-        for name, value in (("depth", noise.depth), ("bias", noise.bias), ("scale", noise.scale))
-        if value
+        for name, value in dataclasses.asdict(noise).items()
+        if name in ("depth", "bias", "scale", "drift") and value
     ]
     sizes += [f"descriptors {noise.descriptor:g}"] if noise.descriptor else []
     return f"rendered geometry; noise: {', '.join(sizes) or 'none'}"
@@ -166,6 +183,9 @@ def print_report(console: Console, result: Reconstruction, advice: str | None = 
         console.print(table)
         for note in dict.fromkeys(error.note for _, _, error in rows if error.note):
             say(console, f"note: {note}")
+        if rows[0][2].num_left_out:
+            left_out = f"poses in other pieces of the map: {rows[0][2].num_left_out}"
+            say(console, f"note: {left_out}; they are not compared")
 
     timing = result.timing
     rate = timing["fps_after_first_frame"]
@@ -173,19 +193,23 @@ def print_report(console: Console, result: Reconstruction, advice: str | None = 
         f"{_number(rate, '.1f')} frames per second after the first; {timing['total_s']:.1f} s in "
         f"all, {timing['first_frame_s']:.1f} s of them for the first frame, which compiles"
     )
-    header = ("stage", "median", "99th percentile", "first call", "share of time")
+    header = ("stage", "calls", "median", "99th percentile", "first call", "share")
     table = _table(title, header, texts=1)
     stages = timing["stages"]
     whole = stages["frame"]["later_sum_s"]
-    for name, row in stages.items():
+    others = [name for name in stages if name not in _STAGES]
+    for name in [*(name for name in _STAGES if name in stages), *others]:
+        row = stages[name]
         table.add_row(
-            {"source": "waiting for images", "frame": "whole frame"}.get(name, name),
+            _STAGES.get(name, name),
+            str(row["calls"]),
             _number(1e3 * row["median_s"], ".1f", " ms"),
             _number(1e3 * row["p99_s"], ".1f", " ms"),
             _number(row["first_s"], ".2f", " s"),
             _number(100 * row["later_sum_s"] / whole if whole else math.nan, ".0f", " %"),
         )
     console.print(table)
+    say(console, "Median, percentile and share leave out a stage's first call, which compiles.")
 
 
 def print_files(console: Console, files: OutputFiles, seconds: float) -> None:

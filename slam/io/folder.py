@@ -18,7 +18,7 @@ class FolderSource:
     """The images directly in a folder, in natural order (``2.png`` before ``10.png``).
 
     A frame's timestamp is its number in the folder divided by ``fps``; a ``calibration.txt`` beside
-    the images (``fx fy cx cy``) gives their intrinsics. Every header is looked at on
+    the images gives their camera (``slam.io.calibration``). Every header is looked at on
     opening, so a stray file or a mixture of sizes is refused before any work is done. Raises
     ``SourceError`` for a folder without images, an unreadable one and mixed sizes.
     """
@@ -32,7 +32,7 @@ class FolderSource:
         self._files = list_images(self.path)
         if not self._files:
             raise SourceError(f"{self.path}: folder without images{_elsewhere(self.path)}")
-        self.K = find_calibration(self.path, check_one_size(self._files))
+        self.camera = find_calibration(self.path, check_one_size(self._files))
         self.num_frames: int | None = len(self._files)
 
     def __iter__(self) -> Iterator[SourceFrame]:
@@ -45,7 +45,8 @@ class FolderSource:
                 index=index,
                 timestamp=index / self.fps,
                 rgb=_read(self._files[index]),
-                K=self.K,
+                K=self.camera and self.camera.K,
+                distortion=self.camera and self.camera.coefficients,
                 origin=str(self._files[index]),
             )
 

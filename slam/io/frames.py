@@ -23,6 +23,8 @@ class SourceFrame:
     """float64 [4, 4], camera to world, NaN where unknown; None only if the source has no poses."""
     K: np.ndarray | None = None
     """float64 [3, 3], pinhole intrinsics in pixels of ``rgb``."""
+    distortion: np.ndarray | None = None
+    """OpenCV's coefficients ``k1, k2, p1, p2, ...`` of the lens, None if ``K`` tells all."""
     origin: str = ""
     """Where the image came from, for messages: a file, or a video and the frame's number."""
 

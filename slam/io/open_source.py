@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from slam.io.calibration import read_calibration
 from slam.io.folder import FolderSource
 from slam.io.frames import Source, SourceError, SourceFrame
+from slam.io.rectification import Rectification, plan_rectification
 from slam.io.tum import TumSource
 from slam.io.video import VideoSource
 
@@ -31,14 +32,18 @@ def open_source(
     depth_scale: float | None = None,
     fps: float | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    rectify: bool = False,
+    center_principal_point: bool = True,
 ) -> Source:
     """Open a video, a folder of images, a TUM RGB-D folder or a ``procedural:`` scene.
 
     ``start`` frames are skipped, then every ``stride``-th is taken, at most ``max_frames``; frames
     are numbered from 0 after that. ``depth_scale`` is the number of units per metre in a TUM
     folder's depth images: 5000 if not given, 1000 for millimetres. ``fps`` replaces a video's
-    timestamps and spaces those of an image folder (30 if not given). ``calibration`` is a text file
-    ``fx fy cx cy`` with the intrinsics of the images, in place of whatever the source has.
+    timestamps and spaces those of an image folder (30 if not given). ``calibration`` is a file with
+    the intrinsics and the lens distortion of the images (``slam.io.calibration``), in place of
+    whatever the source has. With ``rectify``, which calibrated runs need, images with intrinsics
+    become those of a pinhole camera; see ``RectifiedSource``.
 
     Raises ``SourceError`` with the place and the way out for anything that cannot be used.
     """
@@ -62,6 +67,8 @@ def open_source(
         )
     if calibration is not None:
         source = CalibratedSource(source, calibration)
+    if rectify:
+        source = RectifiedSource(source, center_principal_point)
     if (start, stride, max_frames) == (0, 1, None):
         return source
     return SlicedSource(source, start, stride, max_frames)
@@ -69,7 +76,7 @@ def open_source(
 
 def depth_scale_of(source: Source) -> float | None:
     """Units per metre by which a source reads depth images; None if it reads none."""
-    while isinstance(source, SlicedSource | CalibratedSource):
+    while isinstance(source, SlicedSource | CalibratedSource | RectifiedSource):
         source = source.source
     return source.depth_scale if isinstance(source, TumSource) and source.has_depth else None
 
@@ -108,28 +115,80 @@ class SlicedSource:
 
 
 class CalibratedSource:
-    """A source whose images have the intrinsics of a calibration file, read on opening.
+    """A source whose images were taken by the camera of a calibration file, read on opening.
 
-    Raises ``SourceError`` while iterating if the principal point is outside an image.
+    Raises ``SourceError`` while iterating if the calibration is not for images of that shape.
     """
 
     def __init__(self, source: Source, calibration: str | os.PathLike[str]) -> None:
         self.source = source
         self.name = source.name
         self.num_frames = source.num_frames
-        self.calibration = pathlib.Path(calibration)
-        read_calibration(self.calibration)
+        self.camera = read_calibration(pathlib.Path(calibration))
 
     def __iter__(self) -> Iterator[SourceFrame]:
         return self.select(slice(None))
 
     def select(self, positions: slice) -> Iterator[SourceFrame]:
         """The frames at ``positions``."""
-        K = None
+        camera = None
         for frame in _select(self.source, positions):
-            if K is None:
-                K = read_calibration(self.calibration, (frame.rgb.shape[1], frame.rgb.shape[0]))
-            yield dataclasses.replace(frame, K=K)
+            camera = camera or self.camera.at((frame.rgb.shape[1], frame.rgb.shape[0]))
+            yield dataclasses.replace(frame, K=camera.K, distortion=camera.coefficients)
+
+
+class RectifiedSource:
+    """A source whose images look as if a pinhole camera had taken them.
+
+    Those without intrinsics stay as they are. With ``center_principal_point`` the image's centre is
+    on the optical axis; see ``slam.io.rectification``. Depth follows, poses do not change. Raises
+    ``SourceError`` while iterating if the distortion folds the image.
+    """
+
+    def __init__(self, source: Source, center_principal_point: bool = True) -> None:
+        self.source = source
+        self.name = source.name
+        self.num_frames = source.num_frames
+        self.center_principal_point = center_principal_point
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        return self.select(slice(None))
+
+    def select(self, positions: slice) -> Iterator[SourceFrame]:
+        """The frames at ``positions``."""
+        camera, plan = None, None
+        for frame in _select(self.source, positions):
+            if frame.K is None:
+                yield frame
+                continue
+            size = (frame.rgb.shape[1], frame.rgb.shape[0])
+            bent = () if frame.distortion is None else tuple(frame.distortion.tolist())
+            if plan is None or camera != (size, frame.K.tolist(), bent):
+                camera = (size, frame.K.tolist(), bent)
+                plan = self._plan(frame, size)
+            yield _rectified(frame, plan)
+
+    def _plan(self, frame: SourceFrame, size: tuple[int, int]) -> Rectification:
+        assert frame.K is not None
+        try:
+            return plan_rectification(
+                frame.K,
+                frame.distortion,
+                size,
+                center_principal_point=self.center_principal_point,
+            )
+        except ValueError as error:
+            raise SourceError(f"{frame.origin or f'frame {frame.index}'}: {error}") from None
+
+
+def _rectified(frame: SourceFrame, plan: Rectification) -> SourceFrame:
+    try:
+        depth = None if frame.depth is None else plan.depth(frame.depth)
+    except ValueError as error:
+        raise SourceError(f"{frame.origin or f'frame {frame.index}'}: depth: {error}") from None
+    return dataclasses.replace(
+        frame, rgb=plan.image(frame.rgb), depth=depth, K=plan.K.copy(), distortion=None
+    )
 
 
 def _select(source: Source, positions: slice) -> Iterator[SourceFrame]:

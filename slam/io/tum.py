@@ -1,7 +1,8 @@
 """A folder in the layout of the TUM RGB-D benchmark as a source.
 
 ``rgb.txt`` lists ``timestamp file``; ``depth.txt`` (same form), ``groundtruth.txt``
-(``t x y z qx qy qz qw``, camera to world) and ``calibration.txt`` (``fx fy cx cy``) are optional.
+(``t x y z qx qy qz qw``, camera to world) and ``calibration.txt`` (see ``slam.io.calibration``)
+are optional.
 https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats
 """
 
@@ -55,7 +56,7 @@ class TumSource:
             raise SourceError(f"{self.path / 'rgb.txt'}: no images; expected lines 'time file'")
         size = check_one_size([entry.path for entry in self._rgb])
         self.num_frames: int | None = len(self._rgb)
-        self.K = find_calibration(self.path, size)
+        self.camera = find_calibration(self.path, size)
         self.ground_truth: Trajectory | None = None
         """Everything in ``groundtruth.txt``, at its own rate."""
         if (self.path / "groundtruth.txt").is_file():
@@ -82,7 +83,8 @@ class TumSource:
                 rgb=rgb,
                 depth=self._read_depth(index, rgb.shape[:2]),
                 T_WC=None if self._poses is None else self._poses[index],
-                K=self.K,
+                K=self.camera and self.camera.K,
+                distortion=self.camera and self.camera.coefficients,
                 origin=str(entry.path),
             )
 

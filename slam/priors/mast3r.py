@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mast3r_jax import MASt3R, Pointmap
+from mast3r_jax.retrieval import RetrievalModel
 from ops.records import Record, record, static_field
 from slam.types import Frame
 
@@ -23,6 +24,9 @@ class MASt3RPrior(Record):
     """MASt3R: pixels in, pointmaps out; reads nothing of a frame but its image."""
 
     model: MASt3R
+    """The network."""
+    retrieval: RetrievalModel | None = None
+    """Looks up earlier views by the encoder's tokens; None leaves loops and lost frames open."""
 
     def encode(self, frame: Frame) -> MASt3REncoding:
         """Tokens of the frame's image, normalised as the network was trained (spec: [-1, 1])."""

@@ -76,16 +76,21 @@ def turn_per_frame(num_frames: int, config: PathConfig) -> float:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("num_frames", "config"))
+@functools.partial(jax.jit, static_argnames=("num_frames", "config", "length"))
 def camera_path(
-    key: PRNGKeyArray, room: Room, num_frames: int, config: PathConfig = PathConfig()
+    key: PRNGKeyArray,
+    room: Room,
+    num_frames: int,
+    config: PathConfig = PathConfig(),
+    length: int | None = None,
 ) -> Float[Array, "t 4 4"]:
     """Camera-to-world poses of a walk around the room's free region.
 
     The loop closes after each lap: frames a lap apart see the same place from nearby. With fewer
     frames than ``laps`` needs at the bounded speed, the walk ends before the loop closes.
+    ``length`` asks for more or fewer poses than ``num_frames``: the same walk goes on, or stops.
     """
-    t = jnp.arange(num_frames, dtype=jnp.float32)
+    t = jnp.arange(num_frames if length is None else length, dtype=jnp.float32)
     random = jax.random.uniform(key, (12, 3, 2), jnp.float32)
     step = turn_per_frame(num_frames, config)
     sense = jnp.where(random[11, 0, 0] < 0.5, 1.0, -1.0)

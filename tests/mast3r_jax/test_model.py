@@ -132,7 +132,7 @@ def test_bfloat16_stays_near_float32(golden):
 
     images = image(121, *SHAPE), image(122, *SHAPE)
     tokens, pair, decoder = jax.device_get(run(tiny_network("bfloat16"), *images))
-    assert tokens.dtype == jnp.bfloat16
+    assert tokens.dtype == jnp.float32, "retrieval needs the tokens unrounded"
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(pair))
     found = outputs(tokens, pair, decoder)
     for key, expected in golden("network/tiny_80x128").items():

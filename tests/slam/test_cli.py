@@ -15,8 +15,9 @@ from PIL import Image
 from slam.cli import demo, main, session
 from slam.cli.run import Run
 from slam.config import SlamConfig
-from slam.io.open_source import open_source
+from slam.io.open_source import RectifiedSource, open_source
 from slam.io.recording import write_video
+from slam.presets import read_preset
 from slam.priors.rendered import GeometryNoise
 from slam.reconstruction import Reconstruction
 from tests.conftest import DATA
@@ -86,7 +87,8 @@ def test_version(capsys):
             "run",
             [
                 *("SOURCE", "Video file", "--prior", "mast3r-slam convert", "rendered", "--out"),
-                *("--calibration", "--stride", "--config.size", "run --help-all", "outputs/"),
+                *("--calib", "--stride", "--config.size", "run --help-all", "outputs/"),
+                *("--preset", "eval_no_calib", "--no-loop-closure"),
             ],
         ),
         ("convert", ["FILE OUT", ".pth", "--dtype", "--overwrite"]),
@@ -102,6 +104,7 @@ def test_help_of_run_does_not_drown_the_essential(capsys):
     whole = help_of(capsys, "run", "--help-all")
     assert "sigma-ray" in whole and "--noise.bias" in whole and "--config.match.radius" in whole
     assert "sigma-ray" not in brief and "--noise.bias" not in brief
+    assert "--config.graph" not in brief and "--config.graph.loop-closure" in whole
     assert "--noise.depth" in brief
     assert len(brief) < len(whole) / 2
 
@@ -169,21 +172,106 @@ def test_calibration_files(capsys, tmp_path):
     folder = write_tum(tmp_path / "tum")
     tum = ("run", folder, "--prior", "rendered")
     (tmp_path / "K.txt").write_text("60 61 32\n")
-    refused(capsys, *tum, "--calibration", tmp_path / "K.txt", words=["K.txt:1", "fx fy cx cy"])
-    refused(capsys, *tum, "--calibration", tmp_path / "none.txt", words=["none.txt"])
-    refused(
-        capsys,
-        *("run", folder, "--prior", "weights", "--calibration", tmp_path / "K.txt"),
-        words=["would not be used", "--calibrated"],
-    )
+    refused(capsys, *tum, "--calib", tmp_path / "K.txt", words=["K.txt:1", "fx fy cx cy"])
+    refused(capsys, *tum, "--calib", tmp_path / "none.txt", words=["none.txt"])
+    yaml = tmp_path / "K.yaml"
+    yaml.write_text("width: 640\nheight: 360\ncalibration: [500, 500, 320, 180]\n")
+    refused(capsys, *tum, "--calib", yaml, words=["K.yaml:3", "640x360, which 64x48 are no"])
     (folder / "calibration.txt").unlink()
     write_images(tmp_path / "images", ["a.png", "b.png"])
     convert = ("convert", OFFICIAL, tmp_path / "weights")
     assert call(*convert) == 0
     capsys.readouterr()
-    words = ["a.png", "no intrinsics", "calibration"]
-    network = ("--prior", tmp_path / "weights", "--calibrated", "--config.size", "64")
-    refused(capsys, "run", tmp_path / "images", *network, words=words)
+    network = ("--prior", tmp_path / "weights", "--config.size", "64")
+    for asked in (("--calibrated",), ("--preset", "calib")):
+        words = ["a.png", "no intrinsics", "calibration"]
+        refused(capsys, "run", tmp_path / "images", *network, *asked, words=words)
+
+
+def test_presets_that_cannot_be_used(capsys, tmp_path):
+    run = functools.partial(refused, capsys, "run", rim.URI, "--prior", "rendered", "--preset")
+    run("calip", words=["calip: neither a preset nor a file", "eval_no_calib"])
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("tracking:\n  hubber: 1\n")
+    run(mine, words=["mine.yaml:2: unknown key 'tracking.hubber'; did you mean tracking.huber"])
+    refused(capsys, "run", "--help", f"--preset={mine}", words=["mine.yaml:2"])
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The commands that would have been executed."""
+    commands = []
+    monkeypatch.setattr(Run, "execute", lambda self: commands.append(self) or 0)
+
+    def ask(*arguments) -> Run:
+        assert call("run", "walk.mp4", "--prior", "rendered", *arguments) == 0
+        return commands.pop()
+
+    return ask
+
+
+def test_options_overrule_the_preset_and_the_preset_the_defaults(asked, tmp_path):
+    assert asked() == Run("walk.mp4", "rendered")
+    eth3d = asked("--preset", "eth3d")
+    assert (eth3d.calibrated, eth3d.stride, eth3d.center_principal_point) == (True, 1, False)
+    assert eth3d.config == read_preset("eth3d").config != SlamConfig()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("inherit: calib.yaml\ntracking: {huber: 2, max_iters: 7}\nretrieval: {k: 5}\n")
+    more = ("--stride", 4, "--no-calibrated", "--config.tracking.rays.huber", 3)
+    # Before or after the options that overrule it, in one word or two.
+    for command in (asked("--preset", mine, *more), asked(*more, f"--preset={mine}")):
+        tracking = command.config.tracking
+        assert (tracking.rays.huber, tracking.pixels.huber) == (3.0, 2.0)
+        assert tracking.rays.max_iterations == tracking.pixels.max_iterations == 7
+        assert command.config.retrieval.num_candidates == 5
+        assert (command.stride, command.calibrated, command.preset) == (4, False, str(mine))
+    assert asked("--preset", "base").config == SlamConfig()
+
+
+def test_help_shows_the_preset_s_values(capsys):
+    text = help_of(capsys, "run", "--preset", "calib", "--help")
+    assert "Use every n-th frame from there. (default: 2)" in text and "--no-calibrated" in text
+    assert "--config.relocalization" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "calibrated", "closes_loops", "rectified"),
+    [
+        ((), False, True, None),
+        (("--calibrated",), True, True, True),
+        (("--preset", "eth3d"), True, True, False),
+        (("--calib", "K.txt", "--no-loop-closure"), True, False, True),
+        (("--config.graph.no-loop-closure",), False, False, None),
+    ],
+)
+def test_what_a_run_is_asked_to_do(monkeypatch, options, calibrated, closes_loops, rectified):
+    pathlib.Path("K.txt").write_text("100 100 63.5 47.5")
+    asked = {}
+
+    def run_and_report(source, prior, config, out, **others):
+        asked.update(others, source=source, config=config)
+        return 0
+
+    monkeypatch.setattr("slam.cli.run.run_and_report", run_and_report)
+    assert call("run", rim.URI, "--prior", "rendered", *options) == 0
+    assert asked["calibrated"] == calibrated
+    assert asked["config"].graph.loop_closure == closes_loops
+    source = asked["source"]
+    assert isinstance(source, RectifiedSource) == calibrated
+    assert getattr(source, "center_principal_point", None) == rectified
+    if "--calib" in options:
+        assert next(iter(source)).K[0, 0] == pytest.approx(100, rel=1e-6)
+        assert asked["about"]["calib"] == "K.txt" and json.dumps(asked["about"])
+
+
+def test_demo_without_loop_closure(monkeypatch):
+    configs = []
+    monkeypatch.setattr(
+        demo, "run_and_report", lambda s, p, config, *a, **k: configs.append(config) or 0
+    )
+    for options in ((), ("--no-loop-closure",)):
+        call("demo", *options)
+    assert [config.graph.loop_closure for config in configs] == [True, False]
 
 
 def test_weights_that_cannot_be_used(capsys, tmp_path):
@@ -250,11 +338,23 @@ def test_the_depth_scale_is_told_where_it_is_assumed(tmp_path):
     told = ["depth: 5000 units per metre (TUM's); --depth-scale changes it"]
     for source in (open_source(folder), open_source(folder, stride=2)):
         assert Run(str(folder), "rendered").hints(source) == told
-        assert Run(str(folder), "weights").hints(source) == []  # reads no depth
+        # Reads no depth, but has no retrieval weights.
+        assert not any("depth" in hint for hint in Run(str(folder), "weights").hints(source))
         assert Run(str(folder), "rendered", depth_scale=5000.0).hints(source) == []
     (folder / "depth.txt").unlink()
     assert Run(str(folder), "rendered").hints(open_source(folder)) == []
     assert Run(rim.URI, "rendered").hints(open_source(rim.URI)) == []
+
+
+def test_missing_retrieval_weights_are_told_where_they_matter(tmp_path):
+    weights = str(tmp_path / "weights")
+    (hint,) = Run("walk.mp4", weights).hints(rim.source())
+    assert "loops and relocalisation need retrieval weights" in hint
+    assert f"mast3r-slam convert RETRIEVAL.pth {weights}" in hint
+    assert Run("walk.mp4", weights, no_loop_closure=True).hints(rim.source()) == []
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "retrieval.json").write_text("{}")
+    assert Run("walk.mp4", weights).hints(rim.source()) == []
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -366,7 +466,11 @@ def test_the_network_runs_on_a_video(capsys, weights):
     assert told["prior"] == {"kind": "mast3r", "weights": str(weights), "precision": "float32"}
     assert told["source"] == "walk.mp4"
     assert told["config"]["size"] == 64 and told["ate"] == []
-    assert all(row["calls"] == 6 for row in told["timing"]["stages"].values())
+    calls = {name: row["calls"] for name, row in told["timing"]["stages"].items()}
+    for stage in ("source", "look up", "encode", "decode", "match", "solve", "commit", "frame"):
+        assert calls[stage] == 6
+    assert max(calls.values()) == 6  # stages that only some frames need
+    assert "loops and relocalisation need retrieval weights" in said
     assert not pathlib.Path("outputs/walk/groundtruth.txt").exists()
 
 

@@ -57,6 +57,64 @@ def test_trajectory_shows_what_there_is(tmp_path):
     assert has_color(full, BLUE) and has_color(full, TAN) and has_color(full, ORANGE)
 
 
+VIOLET, PALE_ORANGE = (142, 68, 173), (242, 179, 102)
+
+
+def drawn(path, rgb: tuple[int, int, int], columns: slice) -> int:
+    """Pixels of about this colour in some columns of the view from above, without its frame."""
+    pixels = shown(path)[140:560, columns].astype(int)
+    return int((np.abs(pixels - rgb).max(axis=2) <= 40).sum())
+
+
+def test_links_are_drawn_and_loop_links_told_apart(tmp_path):
+    # Four keyframes at the corners of a square; the trajectory is but its left side.
+    corners = np.array([[0, 0, 0], [0, 0, 4], [4, 0, 4], [4, 0, 0]], float)
+    links, inside = np.array([[0, 1], [2, 3], [0, 2]]), slice(150, 580)
+
+    def draw(name, **options):
+        plot_trajectory(tmp_path / name, corners[:2], None, corners, **options)
+        path = tmp_path / name
+        return drawn(path, VIOLET, inside), drawn(path, PALE_ORANGE, inside)
+
+    assert draw("none.png")[0] == draw("empty.png", links=np.zeros((0, 2), int))[0] == 0
+    unlinked = draw("none.png")[1]  # the rims of the keyframes' dots
+    violet, orange = draw("all.png", links=links)
+    assert violet == 0 and orange > unlinked + 100
+    violet, _ = draw("loop.png", links=links, is_loop_link=np.array([False, False, True]))
+    assert violet > 100
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_a_gap_is_not_bridged_by_a_line(tmp_path, with_reference):
+    """Along a straight path from left to right, frames 10 to 49 of 60 are missing."""
+    numbers = np.concatenate([np.arange(10), np.arange(50, 60)])
+    line = np.stack([numbers, 0.01 * (numbers % 2), 0 * numbers], axis=1).astype(float)
+    reference = line if with_reference else None
+    options = {"title": "x", "up": "-y"}
+    gap = slice(230, 460)  # of a view from above that spans columns 78 to 615
+    plot_trajectory(tmp_path / "bridged.png", line, reference, **options)
+    plot_trajectory(tmp_path / "t.png", line, reference, numbers=numbers, **options)
+    for color in (BLUE, TAN) if with_reference else (BLUE,):
+        assert drawn(tmp_path / "bridged.png", color, gap) > 100
+        assert drawn(tmp_path / "t.png", color, gap) < 20  # the edges of letters and of the grid
+        for end in (slice(80, 230), slice(460, 610)):
+            assert drawn(tmp_path / "t.png", color, end) > 20
+
+
+def test_the_map_does_not_bridge_a_gap_either(tmp_path):
+    numbers = np.concatenate([np.arange(10), np.arange(50, 60)])
+    line = np.stack([numbers, 0 * numbers, numbers], axis=1).astype(float)
+    nothing = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+    middle = np.s_[350:600, 450:650]  # of 980 rows and 1120 columns
+
+    def blue(**options):
+        plot_map(tmp_path / "m.png", *nothing, line, **options)
+        pixels = shown(tmp_path / "m.png")[middle].astype(int)
+        return int((np.abs(pixels - BLUE).max(axis=2) <= 40).sum())
+
+    assert blue() > 100 and blue(numbers=numbers) == 0
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_short_trajectories_are_drawn_without_an_error_that_means_nothing(tmp_path, count):
     plot_trajectory(tmp_path / "a.png", spiral(count), spiral(count), spiral(count))

@@ -224,6 +224,57 @@ def test_a_covered_frame_and_unknown_depth_have_no_confidence():
     assert (np.asarray(view_l.confidence)[~unknown] > 1).all()
 
 
+def test_drift_is_smooth_differs_between_views_and_changes_slowly():
+    prior, truth = only(drift=0.01), points_in_camera(slanted())
+    one = frame(0, np.eye(4), slanted())
+    # Pairs so far apart in time that they have nothing to do with one another.
+    apart = 200 * np.arange(BATCH)
+    views = batch(prior, one, one, apart, apart[::-1] + 77)
+    first, second = (errors(view, truth) for view in views)
+    both = np.concatenate([first, second])
+    # A field has few degrees of freedom: as many draws as 128 fields times about two, 5 %.
+    assert abs(both.std() / 0.01 - 1) < 0.2 and abs(both.mean()) < 0.002
+    assert np.abs(np.diff(both, axis=2)).mean() < 0.2 * both.std()
+    # It does not average out over an image: the mean over a field's less than one period keeps
+    # E[sinc(2a)^2]^2 = 0.3 of the variance, a standard normal.
+    assert both.mean((1, 2)).std() > 0.4 * 0.01
+
+    def related(a, b):
+        return (a * b).mean() / np.sqrt((a**2).mean() * (b**2).mean())
+
+    assert abs(related(first, second)) < 0.3
+    # Three frames later exp(-0.1^2 / 2) of it for each of the two, and 120 later nothing, is left.
+    for step_1, step_2, low, high in ((3, 3, 0.97, 1.0), (0, 120, -0.3, 0.3)):
+        later, _ = batch(prior, one, one, apart + step_1, apart[::-1] + 77 + step_2)
+        assert low < related(first, errors(later, truth)) < high
+
+
+def test_a_program_compiled_for_one_seed_serves_all():
+    compiled = jax.jit(lambda prior, frame: prior.encode(frame).features)
+    one = frame(3, np.eye(4), slanted())
+    found = []
+    for seed in (1, 2):
+        prior = RenderedGeometryPrior(GeometryNoise(seed=seed))
+        found.append(np.asarray(compiled(prior, one)))
+        # Compiled as a whole or one by one, sums round differently.
+        np.testing.assert_allclose(found[-1], prior.encode(one).features, atol=1e-5)
+    assert compiled._cache_size() == 1
+    assert np.abs(found[0] - found[1]).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"drift": -0.1}, r"noise\.drift=-0\.1 must be at least 0"),
+        ({"feature": 1.0}, r"noise\.feature=1 must be at least 0 and below 1"),
+        ({"seed": -1}, r"noise\.seed=-1 must be at least 0"),
+    ],
+)
+def test_impossible_noise_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        GeometryNoise(**values)
+
+
 @functools.cache
 def network() -> MASt3R:
     """A MASt3R of 0.7 million parameters, read from a checkpoint in the published layout."""

@@ -144,14 +144,76 @@ def test_laps_need_frames():
     assert parse_procedural("procedural:room?frames=40").laps == pytest.approx(39 * 2.45 / 360)
 
 
+def test_four_hundred_frames_are_two_laps_of_the_same_places():
+    source = parse_procedural("procedural:room?seed=3&frames=400&laps=2")
+    assert source.laps == pytest.approx(2.0)
+    # Half of the walk apart: as near as the hand's slow wandering allows, and nearer than the
+    # opposite side of the loop, a quarter apart.
+    position = source.T_WC[:, :3, 3]
+    lap, half = (np.linalg.norm(position[n:] - position[:-n], axis=1) for n in (200, 100))
+    assert np.median(lap) < 0.4 and np.median(half) > 2 * np.median(lap)
+
+
+def assert_same_frames(found, expected):
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.rgb, two.rgb)
+        np.testing.assert_array_equal(one.depth, two.depth)
+        np.testing.assert_array_equal(one.T_WC, two.T_WC)
+
+
+@pytest.mark.parametrize("extra", ["", "&noise=4"])
+def test_a_covered_lens_is_black_and_nothing_else_changes(extra):
+    uri = WALK + extra
+    source = parse_procedural(uri + "&cover=3-5,9-9")
+    dark = [3, 4, 5, 9]
+    assert np.flatnonzero(source.covered).tolist() == dark
+    for i, (one, two) in enumerate(zip(source, frames_of(uri), strict=True)):
+        np.testing.assert_array_equal(one.rgb, 0 * two.rgb if i in dark else two.rgb)
+        np.testing.assert_array_equal(one.depth, two.depth)
+        np.testing.assert_array_equal(one.T_WC, two.T_WC)
+
+
+def test_a_camera_carried_along_its_walk_goes_on_from_there():
+    frames, walk = list(parse_procedural(WALK + "&jump=5:12")), frames_of(WALK)
+    assert_same_frames(frames[:5], walk[:5])
+    assert_same_frames(frames[5:13], walk[12:])
+    # Beyond the end it walks on as before: no step is larger than those of a hand (test_steps_...).
+    steps = np.linalg.norm(np.diff([frame.T_WC[:3, 3] for frame in frames], axis=0), axis=1)
+    assert steps[4] > 0.1 and np.delete(steps, 4).max() < 0.07
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(20) / 30)
+
+
+def test_a_camera_carried_to_another_room_and_back():
+    source = parse_procedural(WALK + "&jump=5:other,12:2")
+    frames, walk = list(source), frames_of(WALK)
+    assert np.flatnonzero(source.elsewhere).tolist() == list(range(5, 12))
+    assert_same_frames(frames[:5], walk[:5])
+    assert_same_frames(frames[12:], walk[2:10])
+    # One world: the other room is where the first one is not, and its truth is as true.
+    position = np.stack([frame.T_WC[:3, 3] for frame in frames])
+    assert (np.abs(position[5:12, 0]) > 20).all() and (np.abs(position[12:, 0]) < 4).all()
+    errors = reprojection_errors(frames[5], frames[10])
+    assert np.median(errors) < 1e-5 and (errors < 1e-3).mean() > 0.75
+    # It looks different, and so does a third one: the other room of another seed.
+    assert np.abs(frames[5].rgb.astype(float) - walk[0].rgb).mean() > 10
+    other = parse_procedural(WALK.replace("seed=3", "seed=4") + "&jump=0:other")
+    assert np.abs(next(iter(other)).rgb.astype(float) - frames[5].rgb).mean() > 10
+    # A part of the walk across both borders, and another visit: from its start again.
+    assert_same_frames(source.select(slice(3, 14, 2)), frames[3:14:2])
+    again = parse_procedural(WALK + "&jump=5:other,8:0,10:other")
+    assert_same_frames(again.select(slice(10, 12)), frames[5:7])
+
+
 def test_every_key_of_the_uri_is_read():
     uri = (
         "procedural:room?seed=7&frames=30&size=96x64&laps=0.5&zoom=1.5&fov=70&fps=15&k1=-0.05"
-        "&k2=0.01&p1=0.001&p2=-0.001&spp=2&noise=1&blur=0.5&exposure=0.3"
+        "&k2=0.01&p1=0.001&p2=-0.001&spp=2&noise=1&blur=0.5&exposure=0.3&cover=3-5,9-9"
+        "&jump=10:2,20:other"
     )
     options = parse_procedural(uri).options
     expected = (7, 30, (96, 64), 0.5, 1.5, 70.0, 15.0, -0.05, 0.01, 0.001, -0.001, 2, 1.0, 0.5, 0.3)
-    assert options == ProceduralOptions(*expected)
+    events = ((3, 5), (9, 9)), ((10, 2), (20, None))
+    assert options == ProceduralOptions(*expected, *events)
     assert parse_procedural(ProceduralSource(options).uri).options == options
     assert parse_procedural("procedural:room").options == ProceduralOptions()
 
@@ -172,6 +234,15 @@ def test_every_key_of_the_uri_is_read():
         ("zoom=0.5", ["zoom=0.5", "between 1 and 4"]),
         ("fov=nan", ["fov=nan", "between 20 and 120"]),
         ("laps=inf", ["laps=inf", "between"]),
+        ("cover=30", ["cover=30 is not START-END", "cover=30-39"]),
+        ("cover=3-5,x", ["cover=x is not START-END"]),
+        ("cover=5-3", ["cover=5-3 is not a range", "between 0 and 149"]),
+        ("cover=140-150", ["cover=140-150 is not a range", "between 0 and 149"]),
+        ("jump=60", ["jump=60 is not AT:TO", "jump=60:20", "jump=60:other"]),
+        ("jump=60:away", ["jump=60:away is not AT:TO"]),
+        ("jump=150:3", ["jump=150:3 names a frame", "between 0 and 149"]),
+        ("jump=3:150", ["jump=3:150 names a frame", "between 0 and 149"]),
+        ("jump=60:other,60:20", ["jump=60:other,60:20 is out of order", "later frame"]),
         ("k1=-0.6", ["k1=-0.6", "folds the image", "fov=65"]),
     ],
 )

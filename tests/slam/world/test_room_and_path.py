@@ -125,6 +125,15 @@ def test_too_few_frames_end_the_walk_early_at_the_same_pace():
     assert np.linalg.norm(np.diff(T[:, :3, 3], axis=0), axis=1).max() < 0.07
 
 
+def test_a_walk_can_be_followed_beyond_its_end():
+    longer = camera_path(jax.random.key(1000), room_of(0), 150, length=180)
+    assert longer.shape == (180, 4, 4)
+    # Two programs for the same formulas.
+    np.testing.assert_allclose(longer[:150], path_of(0), atol=2e-6)
+    T = np.asarray(longer, np.float64)
+    assert np.linalg.norm(np.diff(T[:, :3, 3], axis=0), axis=1).max() < 0.07
+
+
 def test_one_frame_is_a_path():
     assert path_of(0, 1).shape == (1, 4, 4) and np.isfinite(path_of(0, 1)).all()
 

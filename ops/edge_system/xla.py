@@ -1,0 +1,135 @@
+"""Per-edge normal equations in plain JAX: the definition every kernel is held against."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ops.edge_system.factors import FactorConfig, factor_gram
+from ops.edge_system.types import EdgeBlocks, Edges, unpack_valid
+from ops.image import pixel_coordinates
+from ops.sim3 import Sim3
+
+PIXELS_AT_A_TIME = 4096
+"""Pixels of an edge linearised together on a CPU. Their rows take 512 KiB in float32, half of a
+common second-level cache; elsewhere an edge is done at once."""
+
+
+def linearize_edges(
+    T_WC: Sim3,
+    points: Float[Array, "n hw 3"],
+    confidence: Float[Array, "n hw"],
+    edges: Edges,
+    config: FactorConfig,
+    K: Float[Array, "3 3"] | None,
+    image_shape: tuple[int, int] | None,
+    min_confidence: float,
+    chunk: int | None = None,
+) -> EdgeBlocks:
+    """``api.linearize_edges`` without argument checks; ``chunk`` overrides how many pixels.
+
+    One edge after the other, active ones first and no others, so that neither time nor memory
+    depends on how many edges there is room for.
+    """
+
+    def run(pixels_at_a_time: int, *arrays: Array) -> Float[Array, "e 8 8"]:
+        T_WC, points, confidence, edges, K = jax.tree.unflatten(structure, arrays)
+        order = jnp.argsort(~edges.active, stable=True)
+
+        def visit(k: Int[Array, ""], grams: Float[Array, "e 8 8"]) -> Float[Array, "e 8 8"]:
+            edge = order[k]
+            gram = _edge_gram(
+                edge,
+                T_WC,
+                points,
+                confidence,
+                edges,
+                config,
+                K,
+                image_shape,
+                min_confidence,
+                pixels_at_a_time,
+            )
+            return grams.at[edge].set(gram)
+
+        empty = jnp.zeros((edges.i.shape[0], 8, 8), points.dtype)
+        return jax.lax.fori_loop(0, jnp.sum(edges.active, dtype=jnp.int32), visit, empty)
+
+    leaves, structure = jax.tree.flatten((T_WC, points, confidence, edges, K))
+    num_pixels = points.shape[1]
+    if chunk is None:
+        grams = jax.lax.platform_dependent(
+            *leaves,
+            cpu=functools.partial(run, min(PIXELS_AT_A_TIME, num_pixels)),
+            default=functools.partial(run, num_pixels),
+        )
+    else:
+        grams = run(min(chunk, num_pixels), *leaves)
+    return EdgeBlocks(grams[:, :7, :7], grams[:, :7, 7], grams[:, 7, 7] / 2)
+
+
+def _edge_gram(
+    edge: Int[Array, ""],
+    T_WC: Sim3,
+    points: Float[Array, "n hw 3"],
+    confidence: Float[Array, "n hw"],
+    edges: Edges,
+    config: FactorConfig,
+    K: Float[Array, "3 3"] | None,
+    image_shape: tuple[int, int] | None,
+    min_confidence: float,
+    chunk: int,
+) -> Float[Array, "8 8"]:
+    """Gram matrix of one edge's rows, accumulated over chunks of its pixels."""
+    num_pixels = points.shape[1]
+    i, j = edges.i[edge], edges.j[edge]
+    T_ij = relative_pose(T_WC[i], T_WC[j])
+    points_i, confidence_i = points[i], confidence[i]
+    points_j, confidence_j = points[j], confidence[j]
+    index, q, valid = edges.index[edge], edges.q[edge], edges.valid[edge]
+    if valid.dtype == jnp.uint8:
+        valid = unpack_valid(valid, num_pixels)
+
+    def add(gram: Float[Array, "8 8"], first: Int[Array, ""]) -> tuple[Float[Array, "8 8"], None]:
+        # The last chunk is moved back inside the image; what it sees again does not count again.
+        start = jnp.minimum(first, num_pixels - chunk)
+
+        def part(array: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(array, start, chunk)
+
+        matched = part(valid) & (start + jnp.arange(chunk, dtype=start.dtype) >= first)
+        target = jnp.where(matched, part(index), 0)
+        seen_i = confidence_i.at[target].get(mode="promise_in_bounds") > min_confidence
+        pixels = None
+        if image_shape is not None:
+            pixels = pixel_coordinates(target, image_shape[1]).astype(points.dtype)
+        return gram + factor_gram(
+            part(points_j),
+            points_i.at[target].get(mode="promise_in_bounds"),
+            part(q).astype(points.dtype),
+            matched & seen_i & (part(confidence_j) > min_confidence),
+            T_ij,
+            config,
+            K,
+            image_shape,
+            pixels,
+        ), None
+
+    firsts = jnp.arange(0, num_pixels, chunk, dtype=jnp.int32)
+    return jax.lax.scan(add, jnp.zeros((8, 8), points.dtype), firsts)[0]
+
+
+def relative_pose(T_Wi: Sim3, T_Wj: Sim3) -> Sim3:
+    """``T_ij = T_Wi^-1 T_Wj``.
+
+    The translations are subtracted before anything else: far from the origin of the world, two
+    nearby cameras keep all the digits of their distance.
+    """
+    inverse = Sim3.from_parts(
+        T_Wi.rotation(), jnp.zeros_like(T_Wi.translation()), T_Wi.scale()
+    ).inverse()
+    shifted = Sim3.from_parts(
+        T_Wj.rotation(), T_Wj.translation() - T_Wi.translation(), T_Wj.scale()
+    )
+    return inverse @ shifted

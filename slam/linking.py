@@ -1,0 +1,130 @@
+"""Which keyframes see what a view sees: looked up by retrieval, verified by matching both ways.
+
+A view is a new keyframe, which is linked to the previous keyframe and to earlier ones that saw the
+same place (paper, section 3.5), or the view of a lost camera (section 3.6).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mast3r_jax.retrieval import RetrievalModel
+from ops import match
+from ops.asmk import AsmkCode
+from ops.matching import valid_fraction
+from ops.records import Record, record
+from slam.config import SlamConfig
+from slam.frontend import View, decode_pairs
+from slam.graph import Links
+from slam.retrieval import query
+from slam.slots import read_slot
+from slam.state import SlamState
+from slam.types import TwoViewPrior
+
+
+@record
+class Candidates(Record):
+    """Keyframes that may see what a view sees: the previous keyframe, then those looked up."""
+
+    slot: Int[Array, " links"]
+    """Slots of the keyframes; the first is the previous one, the others are best first."""
+    valid: Bool[Array, " links"]
+    """Which of them are to be verified."""
+    retrieved: Int[Array, " candidates"]
+    """Slots as they were looked up, best first."""
+    is_retrieved: Bool[Array, " candidates"]
+    """Which of them exist."""
+    code: AsmkCode | None
+    """How the database would keep the view; None without a retrieval model."""
+
+
+def propose(
+    config: SlamConfig,
+    model: RetrievalModel | None,
+    state: SlamState,
+    encoding: Any,
+    tracked: Bool[Array, ""],
+) -> tuple[Candidates, Any]:
+    """Keyframes to verify against a view, and their encodings.
+
+    Args:
+        config: static.
+        model: the prior's retrieval model; without one only the previous keyframe is proposed.
+        state: the map, without the view.
+        encoding: the view's.
+        tracked: whether the view was placed against the previous keyframe; if not, it is lost.
+    """
+    keyframes = state.keyframes
+    count = config.retrieval.num_candidates
+    slots, found = jnp.zeros(count, jnp.int32), jnp.zeros(count, bool)
+    code = None
+    if model is not None:
+        assert state.database is not None, "the state was made for a prior without retrieval"
+        code, wanted = model.encode_both(encoding.features)
+        hits = query(
+            state.database,
+            wanted,
+            config.retrieval,
+            model.num_centroids,
+            exclude=jnp.arange(keyframes.capacity) >= keyframes.size,
+        )
+        slots, found = hits.slot, hits.valid
+    allowed = jnp.asarray(config.graph.loop_closure) | ~tracked
+    # The previous keyframe, looked up or not, is linked once.
+    allowed = allowed & ~(tracked & (slots == keyframes.last))
+    slot = jnp.concatenate([keyframes.last[None], slots])
+    candidates = Candidates(
+        slot=slot,
+        valid=jnp.concatenate([tracked[None], found & allowed]),
+        retrieved=slots,
+        is_retrieved=found,
+        code=code,
+    )
+    return candidates, read_slot(keyframes.encoding, slot)
+
+
+def verify(
+    prior: TwoViewPrior, config: SlamConfig, encoding: Any, candidates: Candidates, encodings: Any
+) -> Links:
+    """Match a view with its candidates, in both directions, starting from nothing."""
+
+    def link(candidate: Any) -> tuple[Array, Array, Array, Array]:
+        def both(first: Any, second: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
+
+        views = decode_pairs(prior, both(candidate, encoding), both(encoding, candidate))
+        return jax.vmap(lambda *pair: _match_views(config, *pair))(*views)
+
+    def link_if_valid(item: tuple[Bool[Array, ""], Any]) -> tuple[Array, Array, Array, Array]:
+        valid, candidate = item
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(link, candidate))
+        return jax.lax.cond(valid, link, lambda _: blank, candidate)
+
+    # A CPU works on one candidate after the other and leaves out those that are not there; an
+    # accelerator takes them all as one batch.
+    index, valid, quality, fraction = jax.lax.platform_dependent(
+        (candidates.valid, encodings),
+        cpu=functools.partial(jax.lax.map, link_if_valid),
+        default=jax.vmap(link_if_valid),
+    )
+    return Links(candidates.slot, candidates.valid, index, valid, quality, fraction)
+
+
+def _match_views(
+    config: SlamConfig, view_1: View, view_2: View
+) -> tuple[Int[Array, " hw"], Bool[Array, " hw"], Float[Array, " hw"], Float[Array, ""]]:
+    """For every pixel of image 2 its match in image 1, and the share of good matches."""
+    matches = match(
+        view_1.points,
+        view_2.points,
+        view_1.descriptors,
+        view_2.descriptors,
+        config=config.match,
+    )
+    quality_1 = view_1.descriptor_confidence.reshape(-1)[matches.index]
+    quality = jnp.sqrt(quality_1 * view_2.descriptor_confidence.reshape(-1))
+    valid = matches.valid & (quality > config.graph.min_descriptor_confidence)
+    return matches.index, valid, quality, valid_fraction(valid)
