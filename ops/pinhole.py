@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from ops.rays import Column
+
 
 def pixel_grid(image_shape: tuple[int, int], dtype: DTypeLike = "float32") -> Float[Array, "hw 2"]:
     """Coordinates ``(u, v)`` of every pixel, in the order of the linear index ``u + W*v``."""
@@ -43,23 +45,21 @@ def constrain_to_rays(
 
 
 def project(
-    points: Float[Array, "*batch 3"], K: Float[Array, "3 3"], depth_eps: float
-) -> tuple[Float[Array, "*batch 3"], Bool[Array, "*batch"]]:
-    """Pixel and log-depth ``(u, v, log z)`` of points, and whether ``z > depth_eps``.
+    points: list[Column], K: Float[Array, "3 3"], depth_eps: float
+) -> tuple[list[Column], Bool[Array, "*batch"]]:
+    """Pixel and log-depth ``u, v, log z`` of points, and whether ``z > depth_eps``.
 
-    Points that are not in front of the camera give finite but meaningless numbers.
+    Points are given by their three coordinates. Those that are not in front of the camera give
+    finite but meaningless numbers.
     """
-    front = points[..., 2] > depth_eps
-    z = jnp.where(front, points[..., 2], 1)
-    u = K[0, 0] * points[..., 0] / z + K[0, 2]
-    v = K[1, 1] * points[..., 1] / z + K[1, 2]
-    return jnp.stack([u, v, jnp.log(z)], axis=-1), front
+    a, b, depth, front = _normalized(points, depth_eps)
+    return [K[0, 0] * a + K[0, 2], K[1, 1] * b + K[1, 2], jnp.log(depth)], front
 
 
 def project_with_jacobian(
-    points: Float[Array, "*batch 3"], K: Float[Array, "3 3"], depth_eps: float
-) -> tuple[Float[Array, "*batch 3"], Bool[Array, "*batch"], Float[Array, "*batch 3 7"]]:
-    """``project`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``.
+    points: list[Column], K: Float[Array, "3 3"], depth_eps: float
+) -> tuple[list[Column], Bool[Array, "*batch"], list[list[Column]]]:
+    """``project`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``: 3 rows of 7 entries.
 
     With ``a = x/z``, ``b = y/z``:
 
@@ -68,22 +68,32 @@ def project_with_jacobian(
         d log z = [0, 0, 1/z | b, -a, 0 | 1].
     """
     value, front = project(points, K, depth_eps)
-    inverse = 1 / jnp.where(front, points[..., 2], 1)
-    a, b = points[..., 0] * inverse, points[..., 1] * inverse
+    a, b, depth, _ = _normalized(points, depth_eps)
+    inverse = 1 / depth
     o, one = jnp.zeros_like(a), jnp.ones_like(a)
     fx, fy = K[0, 0], K[1, 1]
-    rows = [
+    jacobian = [
         [fx * inverse, o, -fx * a * inverse, -fx * a * b, fx * (1 + a * a), -fx * b, o],
         [o, fy * inverse, -fy * b * inverse, -fy * (1 + b * b), fy * a * b, fy * a, o],
         [o, o, inverse, b, -a, o, one],
     ]
-    return value, front, jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    return value, front, jacobian
+
+
+def _normalized(
+    points: list[Column], depth_eps: float
+) -> tuple[Column, Column, Column, Bool[Array, "*batch"]]:
+    """``x/z``, ``y/z``, ``z`` (1 where the point is not in front) and whether it is in front."""
+    x, y, z = points
+    front = z > depth_eps
+    depth = jnp.where(front, z, 1)
+    inverse = 1 / depth
+    return x * inverse, y * inverse, depth, front
 
 
 def inside_image(
-    pixels: Float[Array, "*batch 2"], image_shape: tuple[int, int], border: float
+    u: Column, v: Column, image_shape: tuple[int, int], border: float
 ) -> Bool[Array, "*batch"]:
     """Whether pixels lie more than ``border`` inside the image; a negative border widens it."""
     height, width = image_shape
-    u, v = pixels[..., 0], pixels[..., 1]
     return (u > border) & (u < width - 1 - border) & (v > border) & (v < height - 1 - border)

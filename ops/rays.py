@@ -2,6 +2,9 @@
 
 ``psi(X) = (X/|X|, |X|)`` (paper, section 3.3): the angle between two rays is bounded however bad a
 depth is, and the weakly weighted distance keeps a pure rotation solvable.
+
+``psi`` takes and gives one array for each component: what is made of it entry by entry then runs
+over contiguous memory.
 """
 
 import functools
@@ -9,6 +12,9 @@ import operator
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+Column = Float[Array, "*batch"]
+"""One component of every point."""
 
 
 def dot(a: Float[Array, "*a d"], b: Float[Array, "*b d"]) -> Float[Array, "*batch"]:
@@ -34,17 +40,18 @@ def normalize(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     return points / jnp.where(length == 0, 1, length)[..., None]
 
 
-def psi(points: Float[Array, "*batch 3"]) -> Float[Array, "*batch 4"]:
-    """Unit ray and distance of each point: ``(X/|X|, |X|)``; a point at the origin gives 0."""
-    length = norm(points)
-    rays = points / jnp.where(length == 0, 1, length)[..., None]
-    return jnp.concatenate([rays, length[..., None]], axis=-1)
+def psi(points: list[Column]) -> list[Column]:
+    """Unit ray (three components) and distance of points given by their three coordinates.
+
+    ``(X/|X|, |X|)``; a point at the origin gives 0.
+    """
+    distance = norm(jnp.stack(points, axis=-1))
+    inverse = _inverse(distance)
+    return [*(coordinate * inverse for coordinate in points), distance]
 
 
-def psi_with_jacobian(
-    points: Float[Array, "*batch 3"],
-) -> tuple[Float[Array, "*batch 4"], Float[Array, "*batch 4 7"]]:
-    """``psi(Y)`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``.
+def psi_with_jacobian(points: list[Column]) -> tuple[list[Column], list[list[Column]]]:
+    """``psi(Y)`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``, as 4 rows of 7 entries.
 
     The point moves by ``tau + omega x Y + sigma Y``; with ``r = Y/|Y|``, ``d = |Y|``:
 
@@ -53,15 +60,19 @@ def psi_with_jacobian(
     A point at the origin has no ray: its Jacobian is 0.
     """
     value = psi(points)
-    x, y, z, d = (value[..., i] for i in range(4))
-    present = d > 0
-    inverse = jnp.where(present, 1, 0) / jnp.where(present, d, 1)
+    x, y, z, d = value
+    inverse = _inverse(d)
     o = jnp.zeros_like(d)
     xy, xz, yz = -x * y * inverse, -x * z * inverse, -y * z * inverse
-    rows = [
+    return value, [
         [(1 - x * x) * inverse, xy, xz, o, z, -y, o],
         [xy, (1 - y * y) * inverse, yz, -z, o, x, o],
         [xz, yz, (1 - z * z) * inverse, y, -x, o, o],
         [x, y, z, o, o, o, d],
     ]
-    return value, jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def _inverse(length: Column) -> Column:
+    """``1/length``; 0 for length 0."""
+    present = length > 0
+    return jnp.where(present, 1, 0) / jnp.where(present, length, 1)

@@ -87,6 +87,9 @@ class RelocalizationConfig:
     """Share of confident matches, in both directions, with a keyframe that was looked up."""
     strict: bool = True
     """Every keyframe that was looked up has to match; otherwise one is enough."""
+    try_last: bool = True
+    """Matching the last keyframe is enough in any case: a lens that was covered for a moment still
+    looks there. (The original only tries what it looks up.)"""
     submap_after: int = 30
     """After so many frames without success a new submap is started; 0 never starts one."""
 

@@ -86,20 +86,15 @@ def add_links(
     """
     room = (graph.capacity - graph.size) // 2
     kept = accepted & (jnp.cumsum(accepted, dtype=jnp.int32) <= room)
-    packed = pack_valid(links.valid)
+    ends = jnp.stack([links.slot, jnp.full_like(links.slot, slot)], axis=1)
     quality = jnp.minimum(links.quality, _LARGEST_QUALITY).astype(graph.quality.dtype)
-    buffers = (graph.i, graph.j, graph.index, graph.valid, graph.quality)
-    size = graph.size
-    for link in range(links.slot.shape[0]):
-        for direction in range(2):
-            ends = (links.slot[link], slot) if direction == 0 else (slot, links.slot[link])
-            place = jnp.minimum(size, graph.capacity - 1)
-            factor = (
-                *ends,
-                links.index[link, direction],
-                packed[link, direction],
-                quality[link, direction],
-            )
-            buffers = write_slot(buffers, place, factor, kept[link])
-            size = size + kept[link].astype(jnp.int32)
+    factors = (ends, ends[:, ::-1], links.index, pack_valid(links.valid), quality)
+    places = graph.size + 2 * (jnp.cumsum(kept, dtype=jnp.int32) - 1)[:, None] + jnp.arange(2)
+    buffers = write_slot(
+        (graph.i, graph.j, graph.index, graph.valid, graph.quality),
+        places.reshape(-1),
+        jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors),
+        jnp.repeat(kept, 2),
+    )
+    size = graph.size + 2 * jnp.sum(kept, dtype=jnp.int32)
     return Graph(size, *buffers), jnp.all(kept == accepted)

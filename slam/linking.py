@@ -27,10 +27,10 @@ from slam.types import TwoViewPrior
 
 @record
 class Candidates(Record):
-    """Keyframes that may see what a view sees: the previous keyframe, then those looked up."""
+    """Keyframes that may see what a view sees: the last keyframe, then those looked up."""
 
     slot: Int[Array, " links"]
-    """Slots of the keyframes; the first is the previous one, the others are best first."""
+    """Slots of the keyframes; the first is the last one made, the others are best first."""
     valid: Bool[Array, " links"]
     """Which of them are to be verified."""
     retrieved: Int[Array, " candidates"]
@@ -52,10 +52,11 @@ def propose(
 
     Args:
         config: static.
-        model: the prior's retrieval model; without one only the previous keyframe is proposed.
+        model: the prior's retrieval model; without one only the last keyframe is proposed.
         state: the map, without the view.
         encoding: the view's.
-        tracked: whether the view was placed against the previous keyframe; if not, it is lost.
+        tracked: whether the view was placed against the last keyframe; if not, it is lost, or the
+            first.
     """
     keyframes = state.keyframes
     count = config.retrieval.num_candidates
@@ -72,13 +73,14 @@ def propose(
             exclude=jnp.arange(keyframes.capacity) >= keyframes.size,
         )
         slots, found = hits.slot, hits.valid
-    allowed = jnp.asarray(config.graph.loop_closure) | ~tracked
-    # The previous keyframe, looked up or not, is linked once.
-    allowed = allowed & ~(tracked & (slots == keyframes.last))
+    # The last keyframe is verified once: as one that was looked up, if the view is lost.
+    is_last = slots == keyframes.last
+    looked_up = jnp.where(tracked, config.graph.loop_closure & found & ~is_last, found)
+    try_last = config.relocalization.try_last & (keyframes.size > 0) & ~jnp.any(found & is_last)
     slot = jnp.concatenate([keyframes.last[None], slots])
     candidates = Candidates(
         slot=slot,
-        valid=jnp.concatenate([tracked[None], found & allowed]),
+        valid=jnp.concatenate([(tracked | try_last)[None], looked_up]),
         retrieved=slots,
         is_retrieved=found,
         code=code,

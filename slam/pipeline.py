@@ -210,7 +210,7 @@ def commit(
         pointmap=write_slot(keyframes.pointmap, last, assessment.pointmap, tracked),
     )
 
-    recognised, accepted = judge_links(config, links, searching)
+    recognised, accepted = judge_links(config, links, searching, last)
     relocalized = searching & room & recognised
     patience = config.relocalization.submap_after
     tired = searching & ~relocalized & (state.failures + 1 >= patience) & (patience > 0)
@@ -330,22 +330,27 @@ def step(
 
 
 def judge_links(
-    config: SlamConfig, links: Links, searching: Bool[Array, ""]
+    config: SlamConfig, links: Links, searching: Bool[Array, ""], last: Int[Array, ""]
 ) -> tuple[Bool[Array, ""], Bool[Array, " links"]]:
-    """Which links of a keyframe hold, or whether a lost view was recognised and by which links.
+    """Whether a lost view was recognised, and which links of a new keyframe hold.
 
-    A link is as good as the worse of its two directions. The one to the previous keyframe, the
-    first, holds without being asked, and a lost view has none. In strict mode a lost view must
-    match everything that was looked up for it.
+    A link is as good as the worse of its two directions. A placed view's link with the last
+    keyframe, the first, holds without being asked. A lost view is recognised by the last keyframe,
+    by all keyframes that were looked up, or, unless strict, by any of them.
     """
     weaker = jnp.min(links.fraction, axis=-1)
-    previous = jnp.arange(weaker.shape[0]) == 0
-    kept = links.proposed & (previous | (weaker >= config.graph.min_match_fraction))
-    resembles = links.proposed & (weaker >= config.relocalization.min_match_fraction)
-    recognised = jnp.any(resembles)
-    if config.relocalization.strict:
-        recognised = recognised & jnp.all(resembles | ~links.proposed)
-    return recognised, jnp.where(searching, resembles & recognised, kept)
+    first = jnp.arange(weaker.shape[0]) == 0
+    kept = links.proposed & (first | (weaker >= config.graph.min_match_fraction))
+
+    rule = config.relocalization
+    resembles = links.proposed & (weaker >= rule.min_match_fraction)
+    looked_up = links.proposed & ~first
+    enough = jnp.any(resembles & looked_up)
+    if rule.strict:
+        enough = enough & jnp.all(resembles | ~looked_up)
+    if rule.try_last:
+        enough = enough | jnp.any(resembles & (links.slot == last))
+    return enough, jnp.where(searching, resembles & enough, kept)
 
 
 def _if(condition: Bool[Array, ""], compute: Any) -> Any:

@@ -133,7 +133,8 @@ class Stepper:
                 self._propose, retrieval_of(prior), state, encoding, assessment
             )
             links = jax.eval_shape(self._verify, prior, encoding, candidates, encodings)
-            self._nothing = stages.blank((candidates, links))
+            nothing: tuple[Candidates, Links] = stages.blank((candidates, links))
+            self._nothing = nothing
         return self._nothing
 
 

@@ -12,15 +12,19 @@ def read_slot(tree: Any, slot: Int[Array, "*slots"]) -> Any:
     return jax.tree.map(lambda buffer: buffer[slot], tree)
 
 
-def write_slot(tree: Any, slot: Int[Array, ""], value: Any, where: Bool[Array, ""]) -> Any:
-    """Write one slot of every buffer if ``where``, else write back what was there.
+def write_slot(
+    tree: Any, slot: Int[Array, "*slots"], value: Any, where: Bool[Array, "*slots"]
+) -> Any:
+    """Write one slot of every buffer, or several different ones, but only those ``where``.
 
-    The write itself is unconditional, so that a donated buffer is updated in place; a
-    ``lax.cond`` over whole buffers copies them.
+    What is not to be written goes past the end, where JAX drops it. So a donated buffer is updated
+    in place however often it is written to; a ``lax.cond`` over whole buffers copies them, and so
+    does writing back what was there from the second write on.
     """
 
     def write(buffer: Array, item: Array) -> Array:
-        return buffer.at[slot].set(jnp.where(where, item, buffer[slot]))
+        place = jnp.where(where, slot, buffer.shape[0])
+        return buffer.at[place].set(item, mode="drop")
 
     return jax.tree.map(write, tree, value)
 

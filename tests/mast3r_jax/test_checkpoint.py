@@ -10,7 +10,7 @@ from flax import nnx
 
 from mast3r_jax import CheckpointError, MASt3R, load, save
 from mast3r_jax.checkpoint import parameter_specs
-from tests.mast3r_jax.golden_network import TINY, image, tiny_network
+from tests.mast3r_jax.golden_network import TINY, tiny_network
 
 
 def assert_equal(one: MASt3R, other: MASt3R) -> None:

@@ -17,13 +17,28 @@ def points_in_front(n: int = 12) -> np.ndarray:
     return np.concatenate([rng.normal(size=(n, 2)), rng.uniform(0.2, 5, (n, 1))], axis=-1)
 
 
+def components(points):
+    return [points[..., k] for k in range(points.shape[-1])]
+
+
+def ray_value(Y):
+    return jnp.stack(rays.psi(components(Y)), axis=-1)
+
+
 def ray_model(Y):
-    return rays.psi(Y), rays.psi_with_jacobian(Y)
+    value, jacobian = rays.psi_with_jacobian(components(Y))
+    return ray_value(Y), (jnp.stack(value, -1), matrices(jacobian))
 
 
 def pixel_model(Y):
-    value, _, jacobian = pinhole.project_with_jacobian(Y, jnp.asarray(K), 1e-6)
-    return pinhole.project(Y, jnp.asarray(K), 1e-6)[0], (value, jacobian)
+    value, _ = pinhole.project(components(Y), jnp.asarray(K), 1e-6)
+    same_value, _, jacobian = pinhole.project_with_jacobian(components(Y), jnp.asarray(K), 1e-6)
+    return jnp.stack(value, -1), (jnp.stack(same_value, -1), matrices(jacobian))
+
+
+def matrices(entries):
+    """``[..., c, k]`` of ``entries[c][k][...]``."""
+    return jnp.moveaxis(jnp.asarray(entries), (0, 1), (-2, -1))
 
 
 @pytest.mark.parametrize("model", [ray_model, pixel_model])
@@ -48,27 +63,29 @@ def test_psi_is_ray_and_distance():
     X = points_in_front()
     length = np.linalg.norm(X, axis=-1, keepdims=True)
     np.testing.assert_allclose(
-        rays.psi(jnp.asarray(X, jnp.float32)), np.concatenate([X / length, length], -1), rtol=3e-7
+        ray_value(jnp.asarray(X, jnp.float32)), np.concatenate([X / length, length], -1), rtol=3e-7
     )
 
 
 def test_the_origin_has_no_ray_and_no_nan():
     origin = jnp.zeros((1, 3))
-    value, jacobian = jax.jit(rays.psi_with_jacobian)(origin)
+    value, (same_value, jacobian) = jax.jit(ray_model)(origin)
     np.testing.assert_array_equal(value, np.zeros((1, 4)))
+    np.testing.assert_array_equal(same_value, np.zeros((1, 4)))
     np.testing.assert_array_equal(jacobian, np.zeros((1, 4, 7)))
-    assert bool(jnp.all(jnp.isfinite(jax.jit(jax.jacrev(rays.psi))(origin))))
+    assert bool(jnp.all(jnp.isfinite(jax.jit(jax.jacrev(ray_value))(origin))))
     assert bool(jnp.all(jnp.isfinite(jax.jit(jax.jacfwd(rays.normalize))(origin))))
 
 
 def test_projection_flags_points_behind():
     points = jnp.asarray([[0, 0, 1], [1, 1, 0], [0, 0, -1], [1, 0, 1e-7]], jnp.float32)
     value, front, jacobian = pinhole.project_with_jacobian(
-        points, jnp.asarray(K, jnp.float32), 1e-6
+        components(points), jnp.asarray(K, jnp.float32), 1e-6
     )
     np.testing.assert_array_equal(front, [True, False, False, False])
-    assert bool(jnp.all(jnp.isfinite(value))) and bool(jnp.all(jnp.isfinite(jacobian)))
-    np.testing.assert_allclose(value[0], [31.5, 23.5, 0])
+    assert bool(jnp.all(jnp.isfinite(jnp.asarray(value))))
+    assert bool(jnp.all(jnp.isfinite(jnp.asarray(jacobian))))
+    np.testing.assert_allclose([column[0] for column in value], [31.5, 23.5, 0])
 
 
 def test_constrain_to_rays_keeps_depth_and_pixel():
@@ -89,7 +106,7 @@ def test_constrain_to_rays_keeps_depth_and_pixel():
 
 def test_inside_image_with_borders():
     uv = jnp.asarray([[0, 0], [-9.9, 3], [-10, 3], [15.9, 3], [16, 3], [3, 14.9], [3, 15]])
-    inside = pinhole.inside_image(uv, (6, 7), -10.0)
+    inside = pinhole.inside_image(uv[:, 0], uv[:, 1], (6, 7), -10.0)
     np.testing.assert_array_equal(inside, [1, 1, 0, 1, 0, 1, 0])
 
 

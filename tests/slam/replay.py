@@ -20,6 +20,7 @@ from mast3r_jax.retrieval import RetrievalModel
 from ops import Sim3
 from ops.matching import MatchConfig
 from ops.records import Record, record
+from slam.slots import read_slot, write_slot
 from slam.state import SlamState
 from tests.conftest import DATA
 
@@ -146,16 +147,16 @@ def start_where_the_frame_was(state: SlamState, T_WC: Sim3) -> SlamState:
 def without_predictions(state: SlamState, slot: int) -> SlamState:
     """The original's relocalised keyframe: it counts no prediction (N = 0), so its average
     confidence is infinite and the first update replaces its points."""
-    pointmap = state.keyframes.pointmap
-    return state.replace(
-        keyframes=state.keyframes.replace(
-            pointmap=pointmap.replace(
-                count=pointmap.count.at[slot].set(0),
-                # Nothing against what is added, yet not zero: 0/0 is no infinite average.
-                confidence=pointmap.confidence.at[slot].set(1e-30),
-            )
-        )
+    keyframes = state.keyframes
+    place = jnp.int32(slot)
+    bare = read_slot(keyframes.pointmap, place)
+    bare = bare.replace(
+        count=jnp.int32(0),
+        # Nothing against what is added, yet not zero: 0/0 is no infinite average.
+        confidence=jnp.full_like(bare.confidence, 1e-30),
     )
+    pointmap = write_slot(keyframes.pointmap, place, bare, jnp.asarray(True))
+    return state.replace(keyframes=keyframes.replace(pointmap=pointmap))
 
 
 def with_weights_in_single_precision(state: SlamState) -> SlamState:

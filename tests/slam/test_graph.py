@@ -76,12 +76,14 @@ def test_growing_a_graph_loses_nothing():
     jax.tree.map(np.testing.assert_array_equal, cut, before)
 
 
-def test_a_link_is_as_good_as_its_worse_direction_and_the_previous_keyframe_is_exempt():
+LAST = jnp.int32(3)
+
+
+def test_a_link_is_as_good_as_its_worse_direction_and_the_last_keyframe_is_exempt():
     fractions = [[0.01, 0.0], [0.1, 0.9], [0.9, 0.099], [0.9, 0.9]]
     proposed = [True, True, True, False]
-    _, kept = judge_links(
-        SlamConfig(), links([3, 0, 1, 2], proposed, fractions), jnp.asarray(False)
-    )
+    new = links([3, 0, 1, 2], proposed, fractions)
+    _, kept = judge_links(SlamConfig(), new, jnp.asarray(False), LAST)
     np.testing.assert_array_equal(kept, [True, True, False, False])
 
 
@@ -92,7 +94,7 @@ def test_a_lost_view_must_match_all_or_any_of_what_was_looked_up(strict):
 
     def judge(fractions, proposed=proposed):
         pairs = [[f, 0.5] for f in fractions]
-        recognised, kept = judge_links(config, links([3, 0, 1, 2], proposed, pairs), lost)
+        recognised, kept = judge_links(config, links([3, 0, 1, 2], proposed, pairs), lost, LAST)
         return bool(recognised), np.asarray(kept).tolist()
 
     assert judge([0.9, 0.3, 0.4, 0.5]) == (True, [False, True, True, True])
@@ -101,6 +103,23 @@ def test_a_lost_view_must_match_all_or_any_of_what_was_looked_up(strict):
     assert judge([0.9, 0.1, 0.1, 0.1]) == (False, [False] * 4)
     nothing = judge([0.9, 0.9, 0.9, 0.9], [False] * 4)
     assert nothing == (False, [False] * 4), "nothing looked up is nothing recognised"
+
+
+@pytest.mark.parametrize("try_last", [True, False])
+def test_a_lost_view_may_match_the_last_keyframe_alone(try_last):
+    config = SlamConfig(relocalization=RelocalizationConfig(try_last=try_last))
+    fractions = [[0.4, 0.5], [0.9, 0.9], [0.2, 0.9], [0.0, 0.0]]
+
+    def judge(slots, proposed):
+        new = links(slots, proposed, fractions)
+        recognised, kept = judge_links(config, new, jnp.asarray(True), LAST)
+        return bool(recognised), np.asarray(kept).tolist()
+
+    nothing = (False, [False] * 4)
+    beside = judge([3, 0, 1, 2], [try_last, True, True, True])
+    assert beside == ((True, [True, True, False, False]) if try_last else nothing)
+    looked_up = judge([3, 3, 1, 2], [False, True, True, True])
+    assert looked_up == ((True, [False, True, False, False]) if try_last else nothing)
 
 
 def keyframes(submap, capacity=8, seed=1):

@@ -1,6 +1,7 @@
 """The step as a whole: it tracks, it refuses, it never half-changes the map."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +208,25 @@ def test_nothing_is_compiled_after_the_first_frame(calibrated):
             assert output.mode == Mode.LOST
     assert int(state.keyframes.size) > 1
     assert set(stepper.cache_sizes().values()) == {1}
+
+
+def test_committing_copies_no_buffer(stepper):
+    """An extra copy of the map on every frame would go unnoticed but for the time it takes."""
+    frame, state = scenes.frame(0, np.eye(4)), start()
+    reference = stepper._look_up(state)
+    encoding = stepper._encode(EXACT, frame)
+    views = stepper._decode(EXACT, reference, encoding)
+    found = stepper._match(reference, views)
+    solution = stepper._solve(reference, views, found)
+    assessment = stepper._assess(reference, views, found, solution)
+    no_links = stepper._no_links(EXACT, state, encoding, assessment)
+    seen = (frame, encoding, views, found, solution, assessment, *no_links)
+    program = stepper._commit.lower(state, *seen).compile().as_text()
+    buffers = {x.shape for x in jax.tree.leaves((state.keyframes, state.graph)) if x.size > 1e4}
+    assert len(buffers) > 5
+    copies = re.findall(r"\[([\d,]+)\]\S* copy\(", program)
+    assert copies, "the compiler's text has changed: nothing is copied at all"
+    assert not buffers & {tuple(map(int, shape.split(","))) for shape in copies}
 
 
 def test_growing_recompiles_only_what_touches_the_buffers():
