@@ -7,9 +7,9 @@ drift along the walk (``GeometryNoise.drift``), and differently in the second ro
 links, successive keyframes alone are linked, and the second round comes to lie beside the first.
 Images, noise and every parameter but ``graph.loop_closure`` are equal in both runs.
 
-Drift is 0.5 % of the distance unless told otherwise: as much as the error that a frame's own
-geometry has (``GeometryNoise.bias``), so nothing is made worse than the prior is anyway, but
-without what makes that one cancel between successive keyframes.
+Drift is 0.5 % of the distance unless told otherwise, as large as the error that each frame's
+geometry has in any case (``GeometryNoise.bias``): that one belongs to the frame and cancels between
+successive keyframes, this one does not.
 
 Prints the absolute trajectory error, aligned by Sim(3), in centimetres, of every frame and of the
 keyframes. Exit status 1 when fewer than ``--enough`` seeds gain ``--gain`` in the error of every

@@ -54,7 +54,13 @@ SCENARIOS: Mapping[str, Scenario] = {
     "kidnapped-any": dataclasses.replace(
         _KIDNAPPED, story=f"{_KIDNAPPED.story}; one match is enough", strict=False
     ),
-    "covered": Scenario("lens covered in frames 60 to 69", "cover=60-69", (70,)),
+    "covered": Scenario("lens covered in frames 60 to 64", "cover=60-64", (65,)),
+    "covered-long": Scenario(
+        "lens covered in frames 60 to 89, then new ground until the round closes",
+        "cover=60-89",
+        (),
+        starts=119,
+    ),
     "covered-kidnapped": Scenario(
         "carried off in frame 88 with the lens covered from 80 to 94",
         "cover=80-94&jump=88:20",

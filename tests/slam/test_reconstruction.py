@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from slam import outputs
+from slam import outputs, reconstruction
 from slam.cli import session
 from slam.evaluation import ate
 from slam.io.frames import SourceError
 from slam.io.ply import read_ply
 from slam.io.trajectory_file import read_trajectory
-from slam.reconstruction import Reconstruction
+from slam.reconstruction import LOOP_GAP, Reconstruction
 from tests.slam import pieces
 from tests.slam.pieces import TWO_PIECES, in_world, made_up, points_C, truth
 
@@ -106,10 +106,19 @@ def test_the_cloud_is_of_one_piece(submap, piece, slots):
     np.testing.assert_array_equal(cloud.colors, np.tile(shades[:, None], 3))
 
 
-def test_loop_links_join_keyframes_that_do_not_follow_one_another():
+@pytest.fixture(autouse=True)
+def small_loops(monkeypatch):
+    """Made-up maps are small: whatever skips a keyframe is a loop here."""
+    monkeypatch.setattr(reconstruction, "LOOP_GAP", 2)
+
+
+def test_a_loop_joins_keyframes_far_apart(monkeypatch):
     assert made_up().is_loop_link.tolist() == [False, True, False, True, False]
     assert made_up(links=((2, 1),)).is_loop_link.tolist() == [False]
     assert made_up("...", links=()).is_loop_link.tolist() == []
+    monkeypatch.setattr(reconstruction, "LOOP_GAP", LOOP_GAP)
+    far = made_up("KKKKKKK", links=((0, 1), (1, 5), (6, 1), (0, 6)))
+    assert far.is_loop_link.tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
