@@ -106,10 +106,12 @@ def test_the_cloud_is_of_one_piece(submap, piece, slots):
     np.testing.assert_array_equal(cloud.colors, np.tile(shades[:, None], 3))
 
 
-@pytest.fixture(autouse=True)
-def small_loops(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def small_loops():
     """Made-up maps are small: whatever skips a keyframe is a loop here."""
-    monkeypatch.setattr(reconstruction, "LOOP_GAP", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruction, "LOOP_GAP", 2)
+        yield
 
 
 def test_a_loop_joins_keyframes_far_apart(monkeypatch):
