@@ -8,7 +8,8 @@ summary, writes ``long_run.csv`` (one line a frame) and ``long_run.png``.
 
 Exit status 1 when a frame is lost, when a stage is compiled again without a buffer having doubled
 since its last call, or when tracking a frame takes more than ``--growth`` times as long in the
-last tenth of the run as in the first.
+last tenth of the run as in the first. That is judged by the 10th percentile: other programs on the
+machine make frames slower, never faster.
 """
 
 import csv
@@ -111,7 +112,7 @@ class LongRun:
     """Width and height of the images in pixels."""
     noise: GeometryNoise = dataclasses.field(default_factory=GeometryNoise)
     """What the prior gets wrong."""
-    growth: float = 1.5
+    growth: float = 1.2
     """How many times slower tracking may be at the end than at the start."""
     out: pathlib.Path = pathlib.Path("outputs/long_run")
     """Folder for the files."""
@@ -155,17 +156,19 @@ def print_stages(records: Sequence[dict[str, Any]]) -> float:
     shown = [parts[k] for k in (0, 2, 4, 6, 9)]
     print("\nmilliseconds, median        frames " + "".join(f"{p[0]:5d}- " for p in shown))
 
-    def line(name: str, values: np.ndarray) -> np.ndarray:
-        medians = np.array([np.nanmedian(values[part]) for part in shown])
-        print(f"  {name:<32}" + "".join(f"{m:7.1f}" for m in medians))
-        return medians
+    def line(name: str, values: np.ndarray, percentile: float = 50) -> np.ndarray:
+        row = np.array([np.nanpercentile(values[part], percentile) for part in shown])
+        print(f"  {name:<32}" + "".join(f"{m:7.1f}" for m in row))
+        return row
 
     for stage in EVERY_FRAME:
         line(stage, _stage_ms(records, stage))
-    medians = line("tracking, sum of these", np.array([tracking_ms(r) for r in records]))
+    tracking = np.array([tracking_ms(r) for r in records])
+    line("tracking, sum of these", tracking)
+    undisturbed = line("the same, 10th percentile", tracking, 10)
     for stage in KEYFRAME:
         line(f"{stage} (new keyframes)", _stage_ms(records, stage))
-    slower = float(medians[-1] / medians[0])
+    slower = float(undisturbed[-1] / undisturbed[0])
     print(f"tracking takes {slower:.2f} times as long in the last tenth as in the first")
     return slower
 

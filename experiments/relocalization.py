@@ -67,7 +67,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         (95,),
     ),
     "thrice": Scenario(
-        "carried to mapped places three times", "jump=90:5,120:75,150:20", (90, 120, 150)
+        "carried to mapped places three times", "jump=110:50,135:5,160:80", (110, 135, 160)
     ),
     "other-room": _OTHER,
     "other-room-any": dataclasses.replace(

@@ -36,6 +36,8 @@ class GraphSolution(Record):
     """Linearisations made."""
     status: Int[Array, ""]
     """A ``SolverStatus`` as int32."""
+    floating: Int[Array, ""]
+    """Views that could not move, as no chain of edges with matches ties them to a fixed one."""
 
 
 @record
@@ -113,9 +115,10 @@ def optimize_graph(
     step's norm is below 1e-8. ``points``, ``K`` and ``image_shape`` in calibrated mode,
     ``implementation`` and errors raised: see ``edge_system.linearize_edges``.
 
-    Every group of views that hang together needs a fixed one: without it nothing determines where
-    the group is, and the status is NOT_POSITIVE_DEFINITE. Failure is data: check ``status`` before
-    using the result. A graph without edges has nothing to move, and converges at once by step.
+    A group of views that hang together needs a fixed one: nothing else determines where the group
+    is. Views without are left where they are and counted as ``floating``; if no other view can
+    move, the status is NOT_POSITIVE_DEFINITE. Failure is data: check ``status`` before using the
+    result. A graph without edges has nothing to move, and converges at once by step.
     """
     free = _free(edges, fixed, T_WC.batch_axes[0])
 
@@ -131,11 +134,13 @@ def optimize_graph(
             min_confidence=min_confidence,
             implementation=implementation,
         )
-        tangent, ok = _solve(T, blocks, edges, free)
-        return _where(free, T.retract(tangent), T), StepReport(
+        moving = free & _held(blocks, edges, free)
+        tangent, ok = _solve(T, blocks, edges, moving)
+        return _where(moving, T.retract(tangent), T), StepReport(
             cost=jnp.sum(blocks.cost),
             step_norm=jnp.sqrt(jnp.sum(tangent * tangent)),
-            positive_definite=ok,
+            positive_definite=ok & (jnp.any(moving) | ~jnp.any(free)),
+            extra=jnp.sum(free & ~moving, dtype=jnp.int32),
         )
 
     # A view without an edge may hold anything, even what is not a number.
@@ -148,7 +153,7 @@ def optimize_graph(
         delta_norm=config.delta_norm,
     )
     return GraphSolution(
-        _where(free, result.x, T_WC), result.cost, result.iterations, result.status
+        _where(free, result.x, T_WC), result.cost, result.iterations, result.status, result.extra
     )
 
 
@@ -234,5 +239,4 @@ def _solve(
         last = jnp.max(jnp.where(free, jnp.arange(1, n + 1, dtype=jnp.int32), 0))
         tangent, ok = solve_spd(H, g, size=7 * last)
         tangent = tangent.astype(T_WC.dtype).reshape(n, 7)
-    ok &= jnp.all(_held(blocks, edges, free) | ~free)
     return jnp.where(free[:, None] & ok, tangent, 0), ok

@@ -88,8 +88,8 @@ class RelocalizationConfig:
     strict: bool = True
     """Every keyframe that was looked up has to match; otherwise one is enough."""
     try_last: bool = True
-    """Matching the last keyframe is enough in any case: a lens that was covered for a moment still
-    looks there. (The original only tries what it looks up.)"""
+    """A link with the last keyframe is enough in any case: a lens that was covered for a moment
+    still looks there. (The original only tries what it looks up.)"""
     submap_after: int = 30
     """After so many frames without success a new submap is started; 0 never starts one."""
 
@@ -108,7 +108,8 @@ class SlamConfig:
     keyframe_capacity: int = 64
     """Keyframes the buffers hold at the start; they double when full."""
     max_keyframes: int = 4096
-    """No further keyframes are added beyond this; the run goes on and says so."""
+    """No further keyframes are added beyond this; the run goes on and says so. From then on a lost
+    camera is found again at the last keyframe only."""
     edge_capacity: int = 256
     """Directed factors the graph holds at the start, two a link; they double when full."""
     match: MatchConfig = dataclasses.field(default_factory=MatchConfig)

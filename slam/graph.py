@@ -79,10 +79,10 @@ def empty_graph(capacity: int, num_pixels: int) -> Graph:
 
 def add_links(
     graph: Graph, links: Links, slot: Int[Array, ""], accepted: Bool[Array, " links"]
-) -> tuple[Graph, Bool[Array, ""]]:
+) -> tuple[Graph, Bool[Array, " links"]]:
     """Add the accepted links between keyframe ``slot`` and their candidates, two factors each.
 
-    Returns the graph, and whether there was room for all. A link without room is left out whole.
+    Returns the graph, and which links it took in: one without room is left out whole.
     """
     room = (graph.capacity - graph.size) // 2
     kept = accepted & (jnp.cumsum(accepted, dtype=jnp.int32) <= room)
@@ -97,4 +97,4 @@ def add_links(
         jnp.repeat(kept, 2),
     )
     size = graph.size + 2 * jnp.sum(kept, dtype=jnp.int32)
-    return Graph(size, *buffers), jnp.all(kept == accepted)
+    return Graph(size, *buffers), kept

@@ -59,11 +59,12 @@ def propose(
             first.
     """
     keyframes = state.keyframes
-    count = config.retrieval.num_candidates
+    count = config.retrieval.num_candidates if model is not None else 0
     slots, found = jnp.zeros(count, jnp.int32), jnp.zeros(count, bool)
     code = None
     if model is not None:
-        assert state.database is not None, "the state was made for a prior without retrieval"
+        if state.database is None:
+            raise ValueError("the state was made for a prior without a retrieval model")
         code, wanted = model.encode_both(encoding.features)
         hits = query(
             state.database,

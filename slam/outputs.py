@@ -243,6 +243,7 @@ def _counts(result: Reconstruction) -> dict[str, Any]:
     optimized = np.asarray(frames.new_links) > 0
     outcomes = np.asarray(frames.graph_status)[optimized]
     iterations = np.asarray(frames.graph_iterations)[optimized]
+    solved = np.asarray(frames.iterations) > 0
     looked_up = np.asarray(frames.is_retrieved).sum(axis=1)
     return {
         "frames": result.num_frames,
@@ -253,8 +254,8 @@ def _counts(result: Reconstruction) -> dict[str, Any]:
         "links": len(result.links),
         "loop_links": int(result.is_loop_link.sum()),
         "modes": {mode.name.lower(): int((np.asarray(frames.mode) == mode).sum()) for mode in Mode},
-        "solver": _statuses(np.asarray(frames.status)),
-        "mean_iterations": float(np.mean(frames.iterations)),
+        "solver": _statuses(np.asarray(frames.status)[solved]),
+        "mean_iterations": float(np.mean(frames.iterations[solved])) if solved.any() else None,
         "global_optimization": {
             "runs": int(optimized.sum()),
             "failed": sum(SolverStatus(int(outcome)).failed for outcome in outcomes),

@@ -68,8 +68,12 @@ class Reference(Record):
 
     @property
     def alone(self) -> Bool[Array, ""]:
-        """The frame is looked at by itself: there is no keyframe yet, or the camera is lost."""
-        return self.mode != Mode.TRACKING
+        """The frame is looked at by itself: there is no keyframe yet, or the camera is lost.
+
+        With no room for the keyframe that recognition would make it, a lost camera's frame is
+        tried against the last keyframe instead.
+        """
+        return (self.mode == Mode.STARTING) | ((self.mode == Mode.LOST) & self.room)
 
 
 @record
@@ -83,9 +87,11 @@ class Assessment(Record):
     due: Bool[Array, ""]
     """It is placed, and should become a keyframe."""
     searching: Bool[Array, ""]
-    """The camera was lost before it, and it shows something to be recognised by."""
+    """The camera was lost before it, it shows something to be recognised by, and there is room."""
     room: Bool[Array, ""]
     """Whether there is room for a keyframe."""
+    alone: Bool[Array, ""]
+    """It was looked at by itself; what was matched and solved then says nothing of the map."""
     T_kf: Sim3
     """Pose in the last keyframe's camera, if tracked."""
     pointmap: FusedPointmap
@@ -94,7 +100,7 @@ class Assessment(Record):
     @property
     def wants_links(self) -> Bool[Array, ""]:
         """Whether the frame is to be linked with keyframes."""
-        return (self.due | self.searching) & self.room
+        return (self.due & self.room) | self.searching
 
 
 def look_up(state: SlamState) -> Reference:
@@ -160,8 +166,9 @@ def assess(
         started=started,
         tracked=tracked,
         due=started | (tracked & needs_keyframe(tracking, correspondence)),
-        searching=(reference.mode == Mode.LOST) & seen,
+        searching=(reference.mode == Mode.LOST) & reference.alone & seen,
         room=reference.room,
+        alone=reference.alone,
         T_kf=T_kf,
         pointmap=fuse_keyframe(tracking, canonical, views.keyframe, T_kf),
     )
@@ -199,26 +206,30 @@ def commit(
 ) -> tuple[SlamState, StepOutput]:
     """Stage 9: write what was decided into the map.
 
-    A lost frame that was recognised becomes a keyframe beside the one it resembles most; after
-    ``config.relocalization.submap_after`` failures it becomes the first keyframe of a new submap.
+    A lost frame that was recognised becomes a keyframe in the place of the best one that was looked
+    up and matches, or else of the last one; after ``config.relocalization.submap_after`` failures
+    it becomes the first keyframe of a new submap.
     Any other lost frame changes the mode, the warm start and a counter, nothing else.
     """
     keyframes, room = state.keyframes, assessment.room
     last, slot = keyframes.last, jnp.minimum(keyframes.size, keyframes.capacity - 1)
-    tracked, searching = assessment.tracked, assessment.searching
+    tracked, searching, alone = assessment.tracked, assessment.searching, assessment.alone
     keyframes = keyframes.replace(
         pointmap=write_slot(keyframes.pointmap, last, assessment.pointmap, tracked),
     )
 
     recognised, accepted = judge_links(config, links, searching, last)
-    relocalized = searching & room & recognised
+    relocalized = searching & recognised
     patience = config.relocalization.submap_after
     tired = searching & ~relocalized & (state.failures + 1 >= patience) & (patience > 0)
     separate = assessment.started | tired  # the origin of a world of its own
     added = (assessment.due | relocalized | tired) & room
     accepted = accepted & ((assessment.due & ~assessment.started) | relocalized) & room
 
-    nearest = jnp.where(relocalized, links.slot[jnp.argmax(accepted)], last)
+    graph, stored = add_links(state.graph, links, slot, accepted)
+    looked_up_first = jnp.roll(jnp.arange(accepted.shape[0]), -1)
+    best = looked_up_first[jnp.argmax(accepted[looked_up_first])]
+    nearest = jnp.where(relocalized, links.slot[best], last)
     T_WC = select(tracked, keyframes.T_WC[last] @ assessment.T_kf, keyframes.T_WC[nearest])
     keyframes = append(
         keyframes,
@@ -229,11 +240,9 @@ def commit(
         encoding,
         added,
     )
-    keyframes = backend.join_submaps(keyframes, slot, links.slot, accepted)
-    graph, graph_has_room = add_links(state.graph, links, slot, accepted)
+    keyframes = backend.join_submaps(keyframes, slot, links.slot, stored)
     database = state.database
-    if database is not None:
-        assert candidates.code is not None, "the prior has lost its retrieval model"
+    if database is not None and candidates.code is not None:
         database = add(database, slot, candidates.code, added)
 
     placed = assessment.started | tracked | (added & searching)
@@ -258,20 +267,21 @@ def commit(
         is_keyframe=added,
         relocalized=relocalized,
         submap=keyframes.submap[keyframes.last],
-        match_fraction=correspondence.match_fraction,
-        unique_fraction=correspondence.unique_fraction,
-        iterations=solution.iterations,
-        cost=solution.cost,
-        status=solution.status,
+        match_fraction=jnp.where(alone, 0, correspondence.match_fraction),
+        unique_fraction=jnp.where(alone, 0, correspondence.unique_fraction),
+        iterations=jnp.where(alone, 0, solution.iterations),
+        cost=jnp.where(alone, 0, solution.cost),
+        status=jnp.where(alone, jnp.int32(SolverStatus.MAX_ITERATIONS), solution.status),
         retrieved=candidates.retrieved,
         is_retrieved=candidates.is_retrieved,
-        new_links=jnp.sum(accepted, dtype=jnp.int32),
+        new_links=jnp.sum(stored, dtype=jnp.int32),
         graph_iterations=jnp.int32(0),
         graph_cost=jnp.zeros_like(solution.cost),
         graph_status=jnp.int32(SolverStatus.MAX_ITERATIONS),
+        graph_floating=jnp.int32(0),
         num_keyframes=keyframes.size,
-        full=(assessment.due | searching) & ~room,
-        graph_full=~graph_has_room,
+        full=assessment.due & ~room,
+        graph_full=jnp.any(accepted & ~stored),
     )
     return new_state, output
 
@@ -292,6 +302,7 @@ def adopt(
         graph_iterations=jnp.where(changed, solution.iterations, output.graph_iterations),
         graph_cost=jnp.where(changed, solution.cost, output.graph_cost),
         graph_status=jnp.where(changed, solution.status, output.graph_status),
+        graph_floating=jnp.where(changed, solution.floating, output.graph_floating),
     )
     return state.replace(keyframes=state.keyframes.replace(T_WC=T_WC)), report
 
@@ -348,8 +359,9 @@ def judge_links(
     enough = jnp.any(resembles & looked_up)
     if rule.strict:
         enough = enough & jnp.all(resembles | ~looked_up)
-    if rule.try_last:
-        enough = enough | jnp.any(resembles & (links.slot == last))
+    if rule.try_last:  # by the standard of any link: a keyframe is due at a third, so often less
+        near = links.proposed & (links.slot == last) & (weaker >= config.graph.min_match_fraction)
+        resembles, enough = resembles | near, enough | jnp.any(near)
     return enough, jnp.where(searching, resembles & enough, kept)
 
 
@@ -371,4 +383,6 @@ def _canonical(config: SlamConfig, reference: Reference, views: Views) -> FusedP
 
 def _shows_enough(config: SlamConfig, view: View) -> Bool[Array, ""]:
     """A frame looked at by itself needs something to see: as much as tracking asks for."""
-    return valid_fraction(view.usable.reshape(-1)) >= config.tracking.min_match_fraction
+    distinct = view.descriptor_confidence > config.tracking.min_descriptor_confidence
+    seen = valid_fraction((view.usable & distinct).reshape(-1))
+    return seen >= config.tracking.min_match_fraction

@@ -87,7 +87,7 @@ class Stepper:
         self._commit = jax.jit(functools.partial(stages.commit, config), donate_argnums=0)
         self._optimize = jax.jit(functools.partial(stages.optimize, config))
         self._adopt = jax.jit(functools.partial(stages.adopt), donate_argnums=0)
-        self._nothing: tuple[Candidates, Links] | None = None
+        self._nothing: dict[Any, tuple[Candidates, Links]] = {}
 
     def cache_sizes(self) -> dict[str, int]:
         """How often each stage has been compiled."""
@@ -127,15 +127,16 @@ class Stepper:
 
     def _no_links(self, prior: TwoViewPrior, *seen: Any) -> tuple[Candidates, Links]:
         """What a frame has that looks for no links: the same shapes, nothing in them."""
-        if self._nothing is None:
-            state, encoding, assessment = seen
+        state, encoding, assessment = seen
+        leaves, kind = jax.tree.flatten((prior, encoding))
+        kind = kind, *(leaf.shape for leaf in leaves)
+        if kind not in self._nothing:
             candidates, encodings = jax.eval_shape(
                 self._propose, retrieval_of(prior), state, encoding, assessment
             )
             links = jax.eval_shape(self._verify, prior, encoding, candidates, encodings)
-            nothing: tuple[Candidates, Links] = stages.blank((candidates, links))
-            self._nothing = nothing
-        return self._nothing
+            self._nothing[kind] = stages.blank((candidates, links))
+        return self._nothing[kind]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +222,8 @@ def run(
             outputs.append(output)
             timestamps.append(raw.timestamp)
             references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
-            if number in panel_frames and number > 0 and output.mode == Mode.TRACKING:
+            # Against a keyframe, that is: other frames were matched with themselves.
+            if number in panel_frames and output.iterations and output.mode == Mode.TRACKING:
                 panels.append(_panel(state, frame, dense, number, slot))
             state, larger = _with_room(config, state, output)
             if larger:
@@ -229,7 +231,8 @@ def run(
             if output.full and not notes:
                 notes.append(
                     f"the limit of {config.max_keyframes} keyframes was reached at frame {number}: "
-                    "tracking went on against the last one; raise max_keyframes to map further"
+                    "tracking goes on against the last one, and a lost camera is found again only "
+                    "there; raise max_keyframes to map further"
                 )
             if on_progress is not None:
                 on_progress(
@@ -257,6 +260,12 @@ def run(
         "fps_after_first_frame": later / (end - first_done) if later else float("nan"),
         "growth": growth,
     }
+    floating = next((int(o.graph_floating) for o in reversed(outputs) if o.graph_iterations), 0)
+    if floating:
+        notes.append(
+            f"{floating} keyframes share no matches with the rest of their part of the map; the "
+            "optimisation could not move them"
+        )
     failed = [int(o.frame_index) for o in outputs if SolverStatus(int(o.graph_status)).failed]
     if failed:
         notes.append(

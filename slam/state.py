@@ -104,7 +104,8 @@ class StepOutput(Record):
     submap: Int[Array, ""]
     """Number of the submap of that keyframe, at this time: submaps may be joined later."""
     match_fraction: Float[Array, ""]
-    """Share of keyframe pixels with a valid, confident match."""
+    """Share of keyframe pixels with a valid, confident match; 0 where there was no keyframe to
+    match with, as in all figures of matching and solving."""
     unique_fraction: Float[Array, ""]
     """Number of distinct frame pixels among the valid matches, over all pixels."""
     iterations: Int[Array, ""]
@@ -125,6 +126,8 @@ class StepOutput(Record):
     """Robust cost of the last of them."""
     graph_status: Int[Array, ""]
     """The outcome, an ``ops.SolverStatus``; after a failure the poses are as they were."""
+    graph_floating: Int[Array, ""]
+    """Keyframes that no link with matches ties to the rest of their submap; they are not moved."""
     num_keyframes: Int[Array, ""]
     """Keyframes in the map after this frame."""
     full: Bool[Array, ""]

@@ -102,6 +102,7 @@ def made_up(
                 new_links=jnp.int32(added),
                 graph_iterations=jnp.int32(iterations),
                 graph_cost=jnp.float32(0.1),
+                graph_floating=jnp.int32(0),
                 graph_status=jnp.int32(status if added else SolverStatus.MAX_ITERATIONS),
                 num_keyframes=jnp.int32(is_keyframe[: i + 1].sum()),
                 full=jnp.asarray(False),

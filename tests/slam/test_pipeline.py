@@ -143,6 +143,51 @@ def test_submaps_are_joined_when_one_sees_the_other():
         np.testing.assert_allclose(found, T_WC[:3, :3], atol=3 * PIXEL)
 
 
+def test_a_view_looked_up_in_vain_changes_nothing(stepper):
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(2))]
+    frames += [scenes.frame(i, scenes.pose(np.pi + 0.3 * i)) for i in (2, 3)]
+    state, _ = drive(stepper, EXACT, start(), frames[:3])
+    before = jax.tree.map(np.array, state)
+    state, (output,) = drive(stepper, EXACT, state, frames[3:])
+    assert output.mode == Mode.LOST and int(state.failures) == int(before.failures) + 1
+    assert_same_bits(
+        (state.keyframes, state.graph, state.database, state.T_kf),
+        (before.keyframes, before.graph, before.database, before.T_kf),
+    )
+
+
+def test_a_full_map_is_found_again_at_its_last_keyframe(stepper):
+    frames = [scenes.frame(i, T, bright=i != 2) for i, T in enumerate(scenes.walk(5))]
+    state = start(config=SlamConfig(keyframe_capacity=1))
+    state, outputs = drive(stepper, EXACT, state, frames)
+    modes = [Mode.TRACKING, Mode.TRACKING, Mode.LOST, Mode.TRACKING, Mode.TRACKING]
+    assert [output.mode for output in outputs] == modes
+    assert not any(output.full or output.is_keyframe for output in outputs[1:])
+
+
+@record
+class Featureless(Record):
+    """A prior that, like a network, predicts something finite for a black image too."""
+
+    def encode(self, frame):
+        return EXACT.encode(frame.replace(image=jnp.full_like(frame.image, 128)))
+
+    def decode(self, encoding_1, encoding_2):
+        views = EXACT.decode(encoding_1, encoding_2)
+        plain = (encoding_1.index == 0)[:, None, None]
+        return tuple(
+            v.replace(descriptor_confidence=jnp.where(plain, 1.0, v.descriptor_confidence))
+            for v in views
+        )
+
+
+def test_an_image_without_features_is_not_a_first_keyframe(stepper):
+    prior = Featureless()
+    frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(2))]
+    _, outputs = drive(stepper, prior, start(prior), frames)
+    assert [int(output.mode) for output in outputs] == [Mode.STARTING, Mode.TRACKING]
+
+
 def test_a_black_first_frame_is_not_a_keyframe(stepper):
     frames = [scenes.frame(0, np.eye(4), bright=False), scenes.frame(1, np.eye(4))]
     state, outputs = drive(stepper, EXACT, start(), frames)

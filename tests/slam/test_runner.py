@@ -90,7 +90,8 @@ def test_progress_is_told_after_every_frame():
     assert [p.frame for p in told] == list(range(14)) and {p.total for p in told} == {14}
     assert [p.num_keyframes for p in told] == result.frames.num_keyframes.tolist()
     assert all(p.mode is Mode.TRACKING for p in told)
-    assert all(0 < p.match_fraction <= 1 for p in told)
+    assert told[0].match_fraction == 0, "there was nothing yet to match the first frame with"
+    assert all(0 < p.match_fraction <= 1 for p in told[1:])
 
 
 def test_panels_show_a_frame_and_what_it_was_tracked_against():
