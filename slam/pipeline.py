@@ -321,22 +321,28 @@ def step(
     Returns:
         The next state, and what happened to this frame.
     """
-    reference = look_up(state)
-    encoding = encode(prior, frame)
-    views = decode(prior, reference, encoding)
-    found = match_stage(config, reference, views)
-    solution = solve_stage(config, reference, views, found)
-    assessment = assess(config, reference, views, found, solution)
+    # Between stages a barrier: fused across them, they would round otherwise than one by one.
+    apart = jax.lax.optimization_barrier
+    reference = apart(look_up(state))
+    encoding = apart(encode(prior, frame))
+    views = apart(decode(prior, reference, encoding))
+    found = apart(match_stage(config, reference, views))
+    solution = apart(solve_stage(config, reference, views, found))
+    assessment = apart(assess(config, reference, views, found, solution))
 
     def search() -> tuple[Candidates, Links]:
-        candidates, encodings = propose(config, retrieval_of(prior), state, encoding, assessment)
+        candidates, encodings = apart(
+            propose(config, retrieval_of(prior), state, encoding, assessment)
+        )
         return candidates, verify(prior, config, encoding, candidates, encodings)
 
-    candidates, links = _if(assessment.wants_links, search)
-    state, output = commit(
-        config, state, frame, encoding, views, found, solution, assessment, candidates, links
+    candidates, links = apart(_if(assessment.wants_links, search))
+    state, output = apart(
+        commit(
+            config, state, frame, encoding, views, found, solution, assessment, candidates, links
+        )
     )
-    poses = _if(output.new_links > 0, lambda: optimize(config, state))
+    poses = apart(_if(output.new_links > 0, lambda: optimize(config, state)))
     return adopt(state, output, poses)
 
 
