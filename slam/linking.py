@@ -20,8 +20,9 @@ from slam.config import SlamConfig
 from slam.frontend import View, decode_pairs
 from slam.graph import Links
 from slam.retrieval import query
-from slam.slots import read_slot
+from slam.slots import blank, read_slot
 from slam.state import SlamState
+from slam.tracking import match_quality
 from slam.types import TwoViewPrior
 
 
@@ -103,8 +104,8 @@ def verify(
 
     def link_if_valid(item: tuple[Bool[Array, ""], Any]) -> tuple[Array, Array, Array, Array]:
         valid, candidate = item
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(link, candidate))
-        return jax.lax.cond(valid, link, lambda _: blank, candidate)
+        nothing = jax.eval_shape(link, candidate)
+        return jax.lax.cond(valid, link, lambda _: blank(nothing), candidate)
 
     # A CPU works on one candidate after the other and leaves out those that are not there; an
     # accelerator takes them all as one batch.
@@ -127,7 +128,6 @@ def _match_views(
         view_2.descriptors,
         config=config.match,
     )
-    quality_1 = view_1.descriptor_confidence.reshape(-1)[matches.index]
-    quality = jnp.sqrt(quality_1 * view_2.descriptor_confidence.reshape(-1))
+    quality = match_quality(matches, view_1, view_2)
     valid = matches.valid & (quality > config.graph.min_descriptor_confidence)
     return matches.index, valid, quality, valid_fraction(valid)

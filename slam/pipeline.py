@@ -25,7 +25,7 @@ from slam.graph import Links, add_links
 from slam.keyframes import append
 from slam.linking import Candidates
 from slam.retrieval import add
-from slam.slots import read_slot, select, write_slot
+from slam.slots import blank, read_slot, select, write_slot
 from slam.state import Mode, SlamState, StepOutput, identity_match
 from slam.tracking import (
     Correspondence,
@@ -208,8 +208,8 @@ def commit(
 
     A lost frame that was recognised becomes a keyframe in the place of the best one that was looked
     up and matches, or else of the last one; after ``config.relocalization.submap_after`` failures
-    it becomes the first keyframe of a new submap.
-    Any other lost frame changes the mode, the warm start and a counter, nothing else.
+    it becomes the first keyframe of a new submap. Any other lost frame changes the mode, the warm
+    start and a counter, nothing else.
     """
     keyframes, room = state.keyframes, assessment.room
     last, slot = keyframes.last, jnp.minimum(keyframes.size, keyframes.capacity - 1)
@@ -375,11 +375,6 @@ def _if(condition: Bool[Array, ""], compute: Any) -> Any:
     """The result of ``compute()`` if ``condition``, else zeros: a result that nobody reads."""
     shapes = jax.eval_shape(compute)
     return jax.lax.cond(condition, compute, lambda: blank(shapes))
-
-
-def blank(shapes: Any) -> Any:
-    """Zeros in the given shapes and types."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def _canonical(config: SlamConfig, reference: Reference, views: Views) -> FusedPointmap:

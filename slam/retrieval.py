@@ -47,7 +47,7 @@ def empty_database(model: RetrievalModel, num_tokens: int, capacity: int) -> Dat
 def add(
     database: Database, slot: Int[Array, ""], code: AsmkCode, where: Bool[Array, ""]
 ) -> Database:
-    """Write a code (of ``RetrievalModel.encode(query=False)``) into a slot if ``where``."""
+    """Write a code (the first of ``RetrievalModel.encode_both``) into a slot if ``where``."""
     return Database(write_slot(database.codes, slot, code, where))
 
 
@@ -62,7 +62,7 @@ def query(
 
     Args:
         database: what to search.
-        code: of the image, by ``RetrievalModel.encode(query=True)``.
+        code: of the image, the second of ``RetrievalModel.encode_both``.
         config: how many hits at most, and the score they must exceed.
         num_centroids: size of the codebook.
         exclude: slots that must not be returned, such as the image itself.

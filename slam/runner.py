@@ -22,7 +22,7 @@ from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
 from slam.linking import Candidates
 from slam.reconstruction import Panel, Reconstruction
-from slam.slots import read_slot
+from slam.slots import blank, read_slot
 from slam.state import Mode, SlamState, StepOutput, init_state
 from slam.types import Frame, TwoViewPrior, retrieval_of
 
@@ -135,7 +135,7 @@ class Stepper:
                 self._propose, retrieval_of(prior), state, encoding, assessment
             )
             links = jax.eval_shape(self._verify, prior, encoding, candidates, encodings)
-            self._nothing[kind] = stages.blank((candidates, links))
+            self._nothing[kind] = blank((candidates, links))
         return self._nothing[kind]
 
 

@@ -40,6 +40,11 @@ def add_slots(tree: Any, extra: int) -> Any:
     return jax.tree.map(pad, tree) if extra else tree
 
 
+def blank(shapes: Any) -> Any:
+    """Zeros in the shapes and types of a pytree."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
 def select(condition: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
     """Leaf-wise ``jnp.where`` over two equal pytrees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

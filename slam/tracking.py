@@ -76,8 +76,7 @@ def grade(
     keyframe: FusedPointmap,
 ) -> Correspondence:
     """How far each match can be trusted, and the shares that decisions are made on."""
-    quality_f = view_f.descriptor_confidence.reshape(-1)[matches.index]
-    quality = jnp.sqrt(quality_f * view_k.descriptor_confidence.reshape(-1))
+    quality = match_quality(matches, view_f, view_k)
     confident = matches.valid & (quality > config.min_descriptor_confidence)
     confidence_f = view_f.confidence.reshape(-1)[matches.index]
     usable = (
@@ -93,6 +92,12 @@ def grade(
         match_fraction=valid_fraction(confident),
         unique_fraction=unique_fraction(matches.index, matches.valid),
     )
+
+
+def match_quality(matches: Matches, view_1: View, view_2: View) -> Float[Array, " hw"]:
+    """Geometric mean of the descriptor confidences of each pixel of view 2 and its match."""
+    quality_1 = view_1.descriptor_confidence.reshape(-1)[matches.index]
+    return jnp.sqrt(quality_1 * view_2.descriptor_confidence.reshape(-1))
 
 
 def solve_pose(
