@@ -1,0 +1,1 @@
+"""Training the two-view prior: data, objective, trainer."""
