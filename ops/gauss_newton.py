@@ -5,6 +5,10 @@ retract. The loop only counts, judges and stops. It stops after a step when the 
 of the cost or the length of the step falls under its threshold; the cost is the one the
 linearisation saw, that is, before the step, as in the original, whose first comparison (with
 infinity) never stops it.
+
+Reverse-mode differentiation cannot pass a loop of unknown length: ``unrolled`` always makes
+``max_iterations`` rounds, of which those after the end change nothing. The derivative of what the
+loop converges to needs no loop at all (``ops/implicit.py``).
 """
 
 from collections.abc import Callable
@@ -57,12 +61,15 @@ def gauss_newton(
     max_iterations: int,
     rel_error: float,
     delta_norm: float,
+    unrolled: bool = False,
 ) -> GaussNewtonResult[X]:
     """Iterate ``step`` from ``x`` until it converges, fails or has used ``max_iterations``.
 
     Converged by cost when ``|previous - cost| < rel_error * previous``, by step when the step's
     norm is below ``delta_norm``; 0 switches a criterion off. A step that is not finite or whose
     system is not positive definite ends the loop with that status and leaves ``x`` as it was.
+    ``unrolled`` gives the same result in a form that can be differentiated step by step; ``step``
+    then has to be differentiable, too.
     """
     report = jax.eval_shape(step, x)[1]
 
@@ -101,7 +108,16 @@ def gauss_newton(
         _code(SolverStatus.MAX_ITERATIONS),
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), report.extra),
     )
-    return jax.lax.while_loop(unfinished, body, (start, jnp.zeros((), bool)))[0]
+    carry = (start, jnp.zeros((), bool))
+    if not unrolled:
+        return jax.lax.while_loop(unfinished, body, carry)[0]
+
+    def body_if_unfinished(
+        carry: tuple[GaussNewtonResult[X], Array], _: None
+    ) -> tuple[tuple[GaussNewtonResult[X], Array], None]:
+        return jax.lax.cond(unfinished(carry), body, lambda carry: carry, carry), None
+
+    return jax.lax.scan(body_if_unfinished, carry, None, length=max_iterations)[0][0]
 
 
 def _code(status: SolverStatus) -> Int[Array, ""]:

@@ -28,12 +28,16 @@ def unproject(
 
 
 def constrain_to_rays(
-    points: Float[Array, "hw 3"], K: Float[Array, "3 3"], image_shape: tuple[int, int]
+    points: Float[Array, "hw 3"],
+    K: Float[Array, "3 3"],
+    image_shape: tuple[int, int],
+    pixels: Float[Array, "hw 2"] | None = None,
 ) -> Float[Array, "hw 3"]:
     """Slide every point of an image's pointmap onto its own pixel's ray, keeping its depth z.
 
     ``points`` are in the image's camera, in the order of the linear index; specification of the
-    calibrated mode: ``X <- z K^-1 (u, v, 1)``.
+    calibrated mode: ``X <- z K^-1 (u, v, 1)``. ``pixels`` replaces the grid where a lens distorts:
+    where an ideal pinhole camera would see each of them.
     """
     height, width = image_shape
     if points.shape[0] != height * width:
@@ -41,7 +45,9 @@ def constrain_to_rays(
             f"constrain_to_rays: {points.shape[0]} points for an image of {height} x {width} "
             "pixels; pass the whole pointmap in pixel order"
         )
-    return unproject(pixel_grid(image_shape, points.dtype), points[:, 2], K)
+    if pixels is None:
+        pixels = pixel_grid(image_shape, points.dtype)
+    return unproject(pixels, points[:, 2], K)
 
 
 def project(

@@ -13,6 +13,8 @@ import operator
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ops.robust import sqrt_or_zero
+
 Column = Float[Array, "*batch"]
 """One component of every point."""
 
@@ -29,9 +31,7 @@ def dot(a: Float[Array, "*a d"], b: Float[Array, "*b d"]) -> Float[Array, "*batc
 
 def norm(points: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
     """Euclidean norm over the last axis, with derivative 0 (not NaN) at the origin."""
-    squared = dot(points, points)
-    zero = squared == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
+    return sqrt_or_zero(dot(points, points))
 
 
 def normalize(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:

@@ -24,6 +24,7 @@ from ops import (
 )
 from ops.matching import valid_fraction
 from ops.records import Record, record
+from ops.robust import sqrt_or_zero
 from slam.config import SlamConfig, TrackingConfig
 from slam.frontend import UNUSABLE_CONFIDENCE, View
 
@@ -97,7 +98,7 @@ def grade(
 def match_quality(matches: Matches, view_1: View, view_2: View) -> Float[Array, " hw"]:
     """Geometric mean of the descriptor confidences of each pixel of view 2 and its match."""
     quality_1 = view_1.descriptor_confidence.reshape(-1)[matches.index]
-    return jnp.sqrt(quality_1 * view_2.descriptor_confidence.reshape(-1))
+    return sqrt_or_zero(quality_1 * view_2.descriptor_confidence.reshape(-1))
 
 
 def solve_pose(

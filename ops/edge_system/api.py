@@ -10,7 +10,12 @@ from types import ModuleType
 from jaxtyping import Array, Float
 
 from ops.edge_system import xla
-from ops.edge_system.factors import FactorConfig, PixelFactorConfig, checked_calibration
+from ops.edge_system.factors import (
+    FactorConfig,
+    FactorNoise,
+    PixelFactorConfig,
+    checked_calibration,
+)
 from ops.edge_system.types import EdgeBlocks, Edges
 from ops.sim3 import Sim3
 
@@ -27,6 +32,7 @@ def linearize_edges(
     image_shape: tuple[int, int] | None = None,
     *,
     min_confidence: float = 0.0,
+    noise: FactorNoise | None = None,
     implementation: str | None = None,
 ) -> EdgeBlocks:
     """Normal equations of every active edge in its own relative pose ``T_ij``.
@@ -37,7 +43,7 @@ def linearize_edges(
     confidences; a match counts if it is valid and both points are more confident than
     ``min_confidence``. With a ``PixelFactorConfig``, ``K`` and ``image_shape = (H, W)`` are needed
     and the points must have been slid onto their rays by ``constrain_to_rays``; the measured pixel
-    is the whole-numbered ``index``.
+    is the whole-numbered ``index``. ``noise`` takes the place of the configuration's.
 
     Raises ``ValueError`` for shapes that do not belong together, a missing calibration and an
     unknown implementation.
@@ -58,7 +64,7 @@ def linearize_edges(
     else:
         K, image_shape = None, None
     return _backend(implementation).linearize_edges(
-        T_WC, points, confidence, edges, config, K, image_shape, min_confidence
+        T_WC, points, confidence, edges, config, K, image_shape, min_confidence, noise=noise
     )
 
 

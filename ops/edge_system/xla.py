@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops.edge_system.factors import FactorConfig, factor_gram
+from ops.edge_system.factors import FactorConfig, FactorNoise, factor_gram
 from ops.edge_system.types import EdgeBlocks, Edges, unpack_valid
 from ops.image import pixel_coordinates
 from ops.sim3 import Sim3
@@ -30,6 +30,7 @@ def linearize_edges(
     image_shape: tuple[int, int] | None,
     min_confidence: float,
     chunk: int | None = None,
+    noise: FactorNoise | None = None,
 ) -> EdgeBlocks:
     """``api.linearize_edges`` without argument checks; ``chunk`` overrides how many pixels.
 
@@ -38,7 +39,7 @@ def linearize_edges(
     """
 
     def run(pixels_at_a_time: int, *arrays: Array) -> Float[Array, "e 8 8"]:
-        T_WC, points, confidence, edges, K = jax.tree.unflatten(structure, arrays)
+        T_WC, points, confidence, edges, K, noise = jax.tree.unflatten(structure, arrays)
         order = jnp.argsort(~edges.active, stable=True)
 
         def visit(k: Int[Array, ""], grams: Float[Array, "e 8 8"]) -> Float[Array, "e 8 8"]:
@@ -53,6 +54,7 @@ def linearize_edges(
                 K,
                 image_shape,
                 min_confidence,
+                noise,
                 pixels_at_a_time,
             )
             return grams.at[edge].set(gram)
@@ -60,7 +62,7 @@ def linearize_edges(
         empty = jnp.zeros((edges.i.shape[0], 8, 8), points.dtype)
         return jax.lax.fori_loop(0, jnp.sum(edges.active, dtype=jnp.int32), visit, empty)
 
-    leaves, structure = jax.tree.flatten((T_WC, points, confidence, edges, K))
+    leaves, structure = jax.tree.flatten((T_WC, points, confidence, edges, K, noise))
     num_pixels = points.shape[1]
     if chunk is None:
         grams = jax.lax.platform_dependent(
@@ -89,6 +91,7 @@ def _edge_gram(
     K: Float[Array, "3 3"] | None,
     image_shape: tuple[int, int] | None,
     min_confidence: float,
+    noise: FactorNoise | None,
     chunk: int,
 ) -> Float[Array, "8 8"]:
     """Gram matrix of one edge's rows, accumulated over chunks of its pixels."""
@@ -128,6 +131,7 @@ def _edge_gram(
             K,
             image_shape,
             pixels,
+            noise,
         ), None
 
     firsts = jnp.arange(0, num_pixels, chunk, dtype=jnp.int32)

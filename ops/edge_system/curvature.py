@@ -1,0 +1,145 @@
+"""The robust cost of a factor to second order, exactly: what implicit derivatives are made of.
+
+``factor_gram`` has the gradient of the cost, ``-sum w J^T (z - h)``, but Gauss-Newton's matrix
+``sum w J^T J`` is not its derivative: it leaves out how the weights change with the residuals and
+how the prediction bends. Here the cost of a pixel is taken as a function ``phi(Y)`` of the moved
+point ``Y = T X`` alone; its gradient ``g`` and its Hessian ``h`` (3 x 3) come from automatic
+differentiation over three numbers. Under ``Y <- exp(xi) Y``, to second order,
+
+    Y' = Y + D xi + (sigma I + [omega]x) (tau + omega x Y + sigma Y) / 2,   D = [I | -[Y]x | Y],
+
+so that ``gradient = sum D^T g``, and ``hessian = sum D^T h D`` plus terms that are linear in
+``G = sum g`` and ``M = sum g Y^T``.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ops import pinhole, rays, robust
+from ops.edge_system.factors import (
+    FactorConfig,
+    FactorNoise,
+    RayFactorConfig,
+    columns_where,
+    moved,
+    pixel_measurement,
+    sigma_of_each,
+)
+from ops.rays import Column
+from ops.sim3 import Sim3
+
+
+def factor_gradient(
+    points: Float[Array, "n 3"],
+    measured: Float[Array, "n 3"],
+    q: Float[Array, "n"],
+    valid: Bool[Array, "n"],
+    T: Sim3,
+    config: FactorConfig,
+    K: Float[Array, "3 3"] | None,
+    image_shape: tuple[int, int] | None,
+    pixels: Float[Array, "n 2"] | None,
+    noise: FactorNoise,
+) -> Float[Array, "7"]:
+    """Derivative of the robust cost under ``T <- exp(xi) T``; arguments of ``factor_gram``.
+
+    The negative of what ``factor_gram`` calls downhill, written so that it can be differentiated
+    in everything: what is not valid has derivative 0.
+    """
+    Y = moved(columns_where(valid, points), T)
+    slope = _slope(measured, q, valid, config, K, image_shape, pixels, noise)
+    return _gradient(*_moments(Y, slope(Y)))
+
+
+def factor_curvature(
+    points: Float[Array, "n 3"],
+    measured: Float[Array, "n 3"],
+    q: Float[Array, "n"],
+    valid: Bool[Array, "n"],
+    T: Sim3,
+    config: FactorConfig,
+    K: Float[Array, "3 3"] | None,
+    image_shape: tuple[int, int] | None,
+    pixels: Float[Array, "n 2"] | None,
+    noise: FactorNoise,
+) -> tuple[Float[Array, "7"], Float[Array, "7 7"]]:
+    """Gradient and exact Hessian of the robust cost in ``xi`` of ``exp(xi) T`` at 0."""
+    Y = moved(columns_where(valid, points), T)
+    slope = _slope(measured, q, valid, config, K, image_shape, pixels, noise)
+    one, zero = jnp.ones_like(Y[0]), jnp.zeros_like(Y[0])
+    bends = []
+    for k in range(3):
+        along = [one if axis == k else zero for axis in range(3)]
+        g, bend = jax.jvp(slope, (Y,), (along,))
+        bends.append(bend)
+    G, M = _moments(Y, g)
+
+    x, y, z = Y
+    D = [[one, zero, zero, zero, z, -y, x],
+         [zero, one, zero, -z, zero, x, y],
+         [zero, zero, one, y, -x, zero, z]]  # fmt: skip
+    hD = [
+        [bends[k][0] * D[0][c] + bends[k][1] * D[1][c] + bends[k][2] * D[2][c] for c in range(7)]
+        for k in range(3)
+    ]
+    left, right = (jnp.stack([jnp.stack(row) for row in rows]) for rows in (D, hD))
+    products = jnp.matmul(left, right.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
+    return _gradient(G, M), jnp.sum(products, axis=0) + _bending(G, M)
+
+
+def _slope(measured, q, valid, config, K, image_shape, pixels, noise):
+    """Derivative of every pixel's cost in its moved point, as a function of the columns of that."""
+    z = columns_where(valid, measured)
+    q = jnp.where(valid, q, 0)
+
+    def cost(Y: list[Column]) -> Float[Array, ""]:
+        if isinstance(config, RayFactorConfig):
+            value, target, weight = rays.psi(Y), rays.psi(z), q
+        else:
+            assert K is not None and image_shape is not None and pixels is not None
+            value, in_front = pinhole.project(Y, K, config.depth_eps)
+            target, weight = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
+        total = jnp.zeros_like(weight)
+        for seen_at, expected, sigma in zip(
+            target, value, sigma_of_each(noise, len(value)), strict=True
+        ):
+            whitened = robust.sqrt_or_zero(weight) / sigma * (seen_at - expected)
+            total = total + robust.huber_loss(whitened, noise.huber)
+        return jnp.sum(total)
+
+    return jax.grad(cost)
+
+
+def _moments(Y: list[Column], g: list[Column]) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
+    """``G = sum g`` and ``M = sum g Y^T``."""
+    G = jnp.stack([jnp.sum(row) for row in g])
+    M = jnp.stack([jnp.stack([jnp.sum(row * column) for column in Y]) for row in g])
+    return G, M
+
+
+def _gradient(G: Float[Array, "3"], M: Float[Array, "3 3"]) -> Float[Array, "7"]:
+    """``sum [g, Y x g, Y . g]``."""
+    return jnp.concatenate([G, _twist(M), jnp.trace(M)[None]])
+
+
+def _twist(M: Float[Array, "3 3"]) -> Float[Array, "3"]:
+    """``sum Y x g``."""
+    return jnp.stack([M[2, 1] - M[1, 2], M[0, 2] - M[2, 0], M[1, 0] - M[0, 1]])
+
+
+def _bending(G: Float[Array, "3"], M: Float[Array, "3 3"]) -> Float[Array, "7 7"]:
+    """Second derivative of ``sum g . Y'`` with g held: the terms of second order of the motion."""
+    o = jnp.zeros((), G.dtype)
+    cross = jnp.stack([o, -G[2], G[1], G[2], o, -G[0], -G[1], G[0], o]).reshape(3, 3)
+    trace = jnp.trace(M)
+    omega_omega = (M + M.T) / 2 - trace * jnp.eye(3, dtype=G.dtype)
+    omega_sigma = _twist(M)[:, None]
+    tau_sigma = G[:, None] / 2
+    return jnp.concatenate(
+        [
+            jnp.concatenate([jnp.zeros((3, 3), G.dtype), cross / 2, tau_sigma], axis=1),
+            jnp.concatenate([-cross / 2, omega_omega, omega_sigma], axis=1),
+            jnp.concatenate([tau_sigma.T, omega_sigma.T, trace.reshape(1, 1)], axis=1),
+        ]
+    )
