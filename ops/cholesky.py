@@ -24,6 +24,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from ops.double import dot_general
+from ops.implicit import solve_linear
 from ops.linear import PIVOT_FLOOR
 from ops.records import Record, record
 
@@ -130,6 +131,18 @@ def solve_spd(
     x, ok = _dispatch(implementation, blocked, lapack, H, g, count)
     ok &= jnp.all(jnp.isfinite(g)) & jnp.all(jnp.isfinite(x))
     return jnp.where(ok & active, x, 0), ok
+
+
+def solve_spd_linear(
+    H: Float[Array, "n n"], g: Float[Array, "n"], *, size: Size = None
+) -> Float[Array, "n"]:
+    """``solve_spd`` with derivatives in ``H`` and ``g``; 0, with derivative 0, if that fails.
+
+    To JAX it is linear in ``g``, in forward and reverse mode: one more factorisation in the
+    derivative, however ``solve_spd`` goes about it. ``H`` has to be zero off the diagonal in rows
+    and columns from ``size`` on.
+    """
+    return solve_linear(H, g, jnp.matmul, lambda H, g: solve_spd(H, g, size=size)[0])
 
 
 def _checked(

@@ -31,9 +31,9 @@ Tangent = Float[Array, "..."]
 
 def implicitly(
     solve: Callable[[P], tuple[X, R]],
-    condition: Callable[[X, P], Tangent],
+    condition: Callable[[X, R, P], Tangent],
     follow: Callable[[X, R, P, Tangent], Tangent],
-    move: Callable[[X, P, Tangent], X],
+    move: Callable[[X, R, P, Tangent], X],
 ) -> Callable[[P], tuple[X, R]]:
     """``solve``, with the derivative of the solution by the implicit function theorem.
 
@@ -44,12 +44,13 @@ def implicitly(
 
     Args:
         solve: ``(x, report)`` for parameters p; the report has no derivative.
-        condition: ``F(x, p)``, zero at the solution, in whatever coordinates.
+        condition: ``(x, report, p) -> F(x, p)``, zero at the solution, with an entry for each
+            coordinate of a tangent.
         follow: ``(x, report, p, change) -> xi``: the motion of x, in the coordinates of its
             tangent, that takes the ``change`` of the condition back. Linear in the change in a
             form that JAX can transpose (``solve_linear``).
-        move: ``(x, p, xi)``: x, moved by a tangent ``xi``. Parts of x that are not unknowns, but
-            parameters handed through, it takes from p.
+        move: ``(x, report, p, xi)``: x, moved by a tangent ``xi``. Parts of x that are not
+            unknowns, but parameters handed through, it takes from p.
     """
 
     @jax.custom_jvp
@@ -60,10 +61,12 @@ def implicitly(
     def _(primals: tuple[P], tangents: tuple[P]) -> tuple[tuple[X, R], tuple[X, R]]:
         (parameters,), (change,) = primals, tangents
         x, report = solved(parameters)
-        value, changed = jax.jvp(lambda p: condition(x, p), (parameters,), (change,))
+        value, changed = jax.jvp(lambda p: condition(x, report, p), (parameters,), (change,))
         tangent = follow(x, report, parameters, -changed)
         still = jnp.zeros_like(value)
-        _, x_change = jax.jvp(lambda p, xi: move(x, p, xi), (parameters, still), (change, tangent))
+        _, x_change = jax.jvp(
+            lambda p, xi: move(x, report, p, xi), (parameters, still), (change, tangent)
+        )
         no_change = jax.tree.map(jax.custom_derivatives.zero_from_primal, report)
         return (x, report), (x_change, no_change)
 

@@ -195,7 +195,7 @@ def solve_relative_pose(
         T_kf, report = _iterate(problem, config, image_shape, unrolled=True)
         return PoseSolution(T_kf, *report)
 
-    def condition(T: Sim3, p: _Problem) -> Float[Array, "7"]:
+    def condition(T: Sim3, _: Any, p: _Problem) -> Float[Array, "7"]:
         return factor_gradient(
             p.points_f, p.points_k, p.q, p.valid, T, config, p.K, image_shape, p.pixels, p.noise
         )
@@ -212,7 +212,7 @@ def solve_relative_pose(
         lambda p: _iterate(p, config, image_shape),
         condition,
         follow,
-        lambda T, _, xi: T.retract(xi),
+        lambda T, report, p, xi: T.retract(xi),
     )
     T_kf, report = solve(problem)
     return PoseSolution(T_kf, *report)
