@@ -62,6 +62,9 @@ def iterative_projection(
     point: ``config.max_iterations`` Levenberg-Marquardt iterations with the derivatives of ``r``
     by Scharr's stencil, each step clamped to ``[1, W-2] x [1, H-2]`` and accepted if the cost
     falls. No camera model is involved. Arguments and errors as in ``match``.
+
+    The positions have derivatives in both pointmaps, those of the minimum found (0 where it was not
+    found, or lies at the border). What ``match`` makes of them, whole pixels, has none.
     """
     _same_image("iterative_projection", points_21.shape, points_11.shape)
     height, width = points_11.shape[:2]
