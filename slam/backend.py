@@ -33,6 +33,7 @@ def optimize(config: SlamConfig, state: SlamState) -> GraphSolution:
         image_shape,
         fixed=first_of_submap(keyframes),
         min_confidence=max(config.graph.min_point_confidence, NEVER_PREDICTED),
+        noise=None if state.noise is None else state.noise.graph,
     )
 
 

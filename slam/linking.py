@@ -17,6 +17,7 @@ from ops.asmk import AsmkCode
 from ops.matching import valid_fraction
 from ops.records import Record, record
 from slam.config import SlamConfig
+from slam.decisions import LinkChoice, MatchChoice
 from slam.frontend import View, decode_pairs
 from slam.graph import Links
 from slam.retrieval import query
@@ -90,27 +91,48 @@ def propose(
     return candidates, read_slot(keyframes.encoding, slot)
 
 
-def verify(
-    prior: TwoViewPrior, config: SlamConfig, encoding: Any, candidates: Candidates, encodings: Any
-) -> Links:
-    """Match a view with its candidates, in both directions, starting from nothing."""
+def recall(state: SlamState, given: LinkChoice) -> tuple[Candidates, Any]:
+    """``propose`` with candidates that are given; nothing is looked up."""
+    candidates = Candidates(
+        slot=given.slot,
+        valid=given.proposed,
+        retrieved=given.slot[1:],
+        is_retrieved=given.proposed[1:],
+        code=None,
+    )
+    return candidates, read_slot(state.keyframes.encoding, given.slot)
 
-    def link(candidate: Any) -> tuple[Array, Array, Array, Array]:
+
+def verify(
+    prior: TwoViewPrior,
+    config: SlamConfig,
+    encoding: Any,
+    candidates: Candidates,
+    encodings: Any,
+    given: LinkChoice | None = None,
+) -> Links:
+    """Match a view with its candidates, in both directions, starting from nothing.
+
+    With matches that are ``given`` only their weights are computed.
+    """
+
+    def link(candidate: Any, *choice: Array) -> tuple[Array, Array, Array, Array]:
         def both(first: Any, second: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
 
         views = decode_pairs(prior, both(candidate, encoding), both(encoding, candidate))
-        return jax.vmap(lambda *pair: _match_views(config, *pair))(*views)
+        return jax.vmap(lambda *pair: _match_views(config, *pair))(*views, *choice)
 
     def link_if_valid(item: tuple[Bool[Array, ""], Any]) -> tuple[Array, Array, Array, Array]:
         valid, candidate = item
-        nothing = jax.eval_shape(link, candidate)
-        return jax.lax.cond(valid, link, lambda _: blank(nothing), candidate)
+        nothing = jax.eval_shape(link, *candidate)
+        return jax.lax.cond(valid, link, lambda *_: blank(nothing), *candidate)
 
+    choices = () if given is None else (given.index, given.valid)
     # A CPU works on one candidate after the other and leaves out those that are not there; an
     # accelerator takes them all as one batch.
     index, valid, quality, fraction = jax.lax.platform_dependent(
-        (candidates.valid, encodings),
+        (candidates.valid, (encodings, *choices)),
         cpu=functools.partial(jax.lax.map, link_if_valid),
         default=jax.vmap(link_if_valid),
     )
@@ -118,9 +140,18 @@ def verify(
 
 
 def _match_views(
-    config: SlamConfig, view_1: View, view_2: View
+    config: SlamConfig,
+    view_1: View,
+    view_2: View,
+    index: Int[Array, " hw"] | None = None,
+    valid: Bool[Array, " hw"] | None = None,
 ) -> tuple[Int[Array, " hw"], Bool[Array, " hw"], Float[Array, " hw"], Float[Array, ""]]:
     """For every pixel of image 2 its match in image 1, and the share of good matches."""
+    if index is not None and valid is not None:
+        given = MatchChoice(index, valid, valid).matches(
+            view_1.confidence.shape[1], view_1.points.dtype
+        )
+        return index, valid, match_quality(given, view_1, view_2), valid_fraction(valid)
     matches = match(
         view_1.points,
         view_2.points,

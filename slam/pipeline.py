@@ -16,10 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mast3r_jax.retrieval import RetrievalModel
 from ops import FusedPointmap, GraphSolution, PoseSolution, Sim3, SolverStatus
+from ops.edge_system import FactorNoise
 from ops.matching import valid_fraction
 from ops.records import Record, record
 from slam import backend, linking
 from slam.config import SlamConfig
+from slam.decisions import Decisions, LinkChoice, MatchChoice
 from slam.frontend import View, decode_pair
 from slam.graph import Links, add_links
 from slam.keyframes import append
@@ -65,6 +67,8 @@ class Reference(Record):
     """Where the matcher starts."""
     K: Float[Array, "3 3"] | None
     """Intrinsics, when calibrated."""
+    noise: FactorNoise | None
+    """How far measurements are trusted, unless the configuration says it."""
 
     @property
     def alone(self) -> Bool[Array, ""]:
@@ -114,6 +118,7 @@ def look_up(state: SlamState) -> Reference:
         T_kf=state.T_kf,
         match_init=state.match_init,
         K=state.K,
+        noise=None if state.noise is None else state.noise.tracking,
     )
 
 
@@ -128,10 +133,12 @@ def decode(prior: TwoViewPrior, reference: Reference, encoding: Any) -> Views:
     return Views(*decode_pair(prior, encoding, partner))
 
 
-def match_stage(config: SlamConfig, reference: Reference, views: Views) -> Correspondence:
+def match_stage(
+    config: SlamConfig, reference: Reference, views: Views, given: MatchChoice | None = None
+) -> Correspondence:
     """Stage 4: pixels of the keyframe found in the frame."""
     keyframe = _canonical(config, reference, views)
-    return correspond(config, views.frame, views.keyframe, keyframe, reference.match_init)
+    return correspond(config, views.frame, views.keyframe, keyframe, reference.match_init, given)
 
 
 def solve_stage(
@@ -140,7 +147,13 @@ def solve_stage(
     """Stage 5: pose of the frame in the keyframe's camera."""
     keyframe = _canonical(config, reference, views)
     return solve_pose(
-        config.tracking, views.frame, keyframe, correspondence, reference.T_kf, reference.K
+        config.tracking,
+        views.frame,
+        keyframe,
+        correspondence,
+        reference.T_kf,
+        reference.K,
+        reference.noise,
     )
 
 
@@ -150,11 +163,12 @@ def assess(
     views: Views,
     correspondence: Correspondence,
     solution: PoseSolution,
+    given: Bool[Array, ""] | None = None,
 ) -> Assessment:
     """Stage 6: decide what the frame is.
 
     A usable first frame becomes the first keyframe. A placed frame refines the last keyframe's
-    pointmap, and becomes a keyframe itself when the view has moved on.
+    pointmap, and becomes a keyframe itself when the view has moved on, or when that is ``given``.
     """
     tracking = config.tracking
     seen = _shows_enough(config, views.frame)
@@ -162,10 +176,11 @@ def assess(
     tracked = ~reference.alone & ~is_lost(tracking, correspondence, solution)
     T_kf = select(tracked, solution.T_kf, reference.T_kf)
     canonical = _canonical(config, reference, views)
+    moved_on = needs_keyframe(tracking, correspondence) if given is None else given
     return Assessment(
         started=started,
         tracked=tracked,
-        due=started | (tracked & needs_keyframe(tracking, correspondence)),
+        due=started | (tracked & moved_on),
         searching=(reference.mode == Mode.LOST) & reference.alone & seen,
         room=reference.room,
         alone=reference.alone,
@@ -203,13 +218,14 @@ def commit(
     assessment: Assessment,
     candidates: Candidates,
     links: Links,
+    given: Bool[Array, " links"] | None = None,
 ) -> tuple[SlamState, StepOutput]:
     """Stage 9: write what was decided into the map.
 
     A lost frame that was recognised becomes a keyframe in the place of the best one that was looked
     up and matches, or else of the last one; after ``config.relocalization.submap_after`` failures
     it becomes the first keyframe of a new submap. Any other lost frame changes the mode, the warm
-    start and a counter, nothing else.
+    start and a counter, nothing else. Which links hold may be ``given``.
     """
     keyframes, room = state.keyframes, assessment.room
     last, slot = keyframes.last, jnp.minimum(keyframes.size, keyframes.capacity - 1)
@@ -218,13 +234,13 @@ def commit(
         pointmap=write_slot(keyframes.pointmap, last, assessment.pointmap, tracked),
     )
 
-    recognised, accepted = judge_links(config, links, searching, last)
-    relocalized = searching & recognised
+    relocalized, accepted = accept_links(config, assessment, links, last)
+    if given is not None:
+        accepted = given & room
     patience = config.relocalization.submap_after
     tired = searching & ~relocalized & (state.failures + 1 >= patience) & (patience > 0)
     separate = assessment.started | tired  # the origin of a world of its own
     added = (assessment.due | relocalized | tired) & room
-    accepted = accepted & ((assessment.due & ~assessment.started) | relocalized) & room
 
     graph, stored = add_links(state.graph, links, slot, accepted)
     looked_up_first = jnp.roll(jnp.arange(accepted.shape[0]), -1)
@@ -258,6 +274,7 @@ def commit(
         match_init=jnp.where(warm, correspondence.matches.index, identity_match(state.image_shape)),
         failures=jnp.where(placed, 0, state.failures + searching.astype(jnp.int32)),
         K=state.K,
+        noise=state.noise,
     )
     output = StepOutput(
         frame_index=jnp.asarray(frame.index),
@@ -321,29 +338,72 @@ def step(
     Returns:
         The next state, and what happened to this frame.
     """
+    return step_by_decisions(prior, config, state, frame, Decisions())[:2]
+
+
+def step_by_decisions(
+    prior: TwoViewPrior, config: SlamConfig, state: SlamState, frame: Frame, given: Decisions
+) -> tuple[SlamState, StepOutput, Decisions]:
+    """``step`` with some or all discrete choices given; also returns all that were made.
+
+    Given the choices that it returned, and all else equal, it does the same again.
+    """
     # Between stages a barrier: fused across them, they would round otherwise than one by one.
     apart = jax.lax.optimization_barrier
     reference = apart(look_up(state))
     encoding = apart(encode(prior, frame))
     views = apart(decode(prior, reference, encoding))
-    found = apart(match_stage(config, reference, views))
+    found = apart(match_stage(config, reference, views, given.matches))
     solution = apart(solve_stage(config, reference, views, found))
-    assessment = apart(assess(config, reference, views, found, solution))
+    assessment = apart(assess(config, reference, views, found, solution, given.is_keyframe))
 
     def search() -> tuple[Candidates, Links]:
-        candidates, encodings = apart(
-            propose(config, retrieval_of(prior), state, encoding, assessment)
+        if given.links is None:
+            proposed = propose(config, retrieval_of(prior), state, encoding, assessment)
+        else:
+            proposed = linking.recall(state, given.links)
+        candidates, encodings = apart(proposed)
+        return candidates, linking.verify(
+            prior, config, encoding, candidates, encodings, given.links
         )
-        return candidates, verify(prior, config, encoding, candidates, encodings)
 
     candidates, links = apart(_if(assessment.wants_links, search))
+    if given.links is None:
+        _, accepted = accept_links(config, assessment, links, state.keyframes.last)
+    else:
+        accepted = given.links.accepted
+    decisions = Decisions(
+        is_keyframe=assessment.due,
+        matches=MatchChoice(found.matches.index, found.matches.valid, found.usable),
+        links=LinkChoice(links.slot, links.proposed, accepted, links.index, links.valid),
+    )
     state, output = apart(
         commit(
-            config, state, frame, encoding, views, found, solution, assessment, candidates, links
+            config,
+            state,
+            frame,
+            encoding,
+            views,
+            found,
+            solution,
+            assessment,
+            candidates,
+            links,
+            None if given.links is None else accepted,
         )
     )
     poses = apart(_if(output.new_links > 0, lambda: optimize(config, state)))
-    return adopt(state, output, poses)
+    return *adopt(state, output, poses), decisions
+
+
+def accept_links(
+    config: SlamConfig, assessment: Assessment, links: Links, last: Int[Array, ""]
+) -> tuple[Bool[Array, ""], Bool[Array, " links"]]:
+    """Whether a lost view is recognised, and which links go into the graph."""
+    recognised, holding = judge_links(config, links, assessment.searching, last)
+    relocalized = assessment.searching & recognised
+    linked = (assessment.due & ~assessment.started) | relocalized
+    return relocalized, holding & linked & assessment.room
 
 
 def judge_links(

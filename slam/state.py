@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from ops import FusedPointmap, Sim3, init_fused
+from ops.edge_system import FactorNoise
 from ops.records import Record, record
 from slam.config import SlamConfig
 from slam.graph import Graph, empty_graph
@@ -58,6 +59,19 @@ class Keyframes(Record):
 
 
 @record
+class NoiseModel(Record):
+    """How far measurements are trusted, as numbers that can be traced and learned.
+
+    Two standard deviations each; of rays, or, when calibrated, of pixels.
+    """
+
+    tracking: FactorNoise
+    """When a frame is placed."""
+    graph: FactorNoise
+    """When all keyframes are."""
+
+
+@record
 class SlamState(Record):
     """Everything ``step`` carries from one frame to the next."""
 
@@ -77,6 +91,8 @@ class SlamState(Record):
     """Frames since the camera was lost that were looked up in vain."""
     K: Float[Array, "3 3"] | None
     """Intrinsics at the working resolution, or None: then the camera is uncalibrated."""
+    noise: NoiseModel | None = None
+    """What takes the place of the configuration's standard deviations, if anything."""
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -146,6 +162,7 @@ def init_state(
     config: SlamConfig,
     frame: Frame,
     K: Float[Array, "3 3"] | None = None,
+    noise: NoiseModel | None = None,
 ) -> SlamState:
     """An empty map for frames shaped like ``frame``; nothing of the frame's content is used.
 
@@ -154,6 +171,7 @@ def init_state(
         config: gives the capacity of the buffers.
         frame: any frame of the sequence (or its ``jax.eval_shape``).
         K: intrinsics at the working resolution to run calibrated, None to run without.
+        noise: in place of the configuration's standard deviations.
     """
     height, width = frame.image.shape[:2]
     capacity = config.keyframe_capacity
@@ -186,4 +204,5 @@ def init_state(
         failures=jnp.int32(0),
         # A copy: the state is donated on every step, and the caller's array would die with it.
         K=None if K is None else jnp.array(K, jnp.float32),
+        noise=jax.tree.map(jnp.array, noise),
     )

@@ -22,10 +22,12 @@ from ops import (
     solve_relative_pose,
     unique_fraction,
 )
+from ops.edge_system import FactorNoise
 from ops.matching import valid_fraction
 from ops.records import Record, record
 from ops.robust import sqrt_or_zero
 from slam.config import SlamConfig, TrackingConfig
+from slam.decisions import MatchChoice
 from slam.frontend import UNUSABLE_CONFIDENCE, View
 
 NEVER_PREDICTED = 10 * UNUSABLE_CONFIDENCE
@@ -56,8 +58,16 @@ def correspond(
     view_k: View,
     keyframe: FusedPointmap,
     match_init: Int[Array, " hw"],
+    given: MatchChoice | None = None,
 ) -> Correspondence:
-    """Match the keyframe's pixels into the frame, starting at ``match_init``, and grade each."""
+    """Match the keyframe's pixels into the frame, starting at ``match_init``, and grade each.
+
+    With matches that are ``given`` only their weights are computed.
+    """
+    if given is not None:
+        matches = given.matches(view_f.confidence.shape[1], view_f.points.dtype)
+        found = grade(config.tracking, matches, view_f, view_k, keyframe)
+        return found.replace(usable=given.usable, usable_fraction=valid_fraction(given.usable))
     matches = match(
         view_f.points,
         view_k.points,
@@ -108,6 +118,7 @@ def solve_pose(
     correspondence: Correspondence,
     T_kf: Sim3,
     K: Float[Array, "3 3"] | None,
+    noise: FactorNoise | None = None,
 ) -> PoseSolution:
     """Pose of the frame in the keyframe's camera, from the matched points, starting at ``T_kf``."""
     height, width = view_f.confidence.shape
@@ -127,6 +138,7 @@ def solve_pose(
         factor,
         K,
         (height, width),
+        noise=noise,
     )
 
 

@@ -24,7 +24,7 @@ from ops.edge_system.factors import (
     columns_where,
     moved,
     pixel_measurement,
-    sigma_of_each,
+    precisions,
 )
 from ops.rays import Column
 from ops.sim3 import Sim3
@@ -101,10 +101,10 @@ def _slope(measured, q, valid, config, K, image_shape, pixels, noise):
             value, in_front = pinhole.project(Y, K, config.depth_eps)
             target, weight = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
         total = jnp.zeros_like(weight)
-        for seen_at, expected, sigma in zip(
-            target, value, sigma_of_each(noise, len(value)), strict=True
+        for seen_at, expected, precision in zip(
+            target, value, precisions(noise, len(value)), strict=True
         ):
-            whitened = robust.sqrt_or_zero(weight) / sigma * (seen_at - expected)
+            whitened = robust.sqrt_or_zero(weight) * precision * (seen_at - expected)
             total = total + robust.huber_loss(whitened, noise.huber)
         return jnp.sum(total)
 

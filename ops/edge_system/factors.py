@@ -121,11 +121,11 @@ def factor_gram(
         z, q = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
     noise = noise or config.noise(points.dtype)
     columns = []
-    for seen_at, expected, derivative, sigma in zip(
-        z, value, jacobian, sigma_of_each(noise, len(z)), strict=True
+    for seen_at, expected, derivative, precision in zip(
+        z, value, jacobian, precisions(noise, len(z)), strict=True
     ):
         residual = seen_at - expected
-        root = robust.sqrt_or_zero(q) / sigma
+        root = robust.sqrt_or_zero(q) * precision
         root = root * jnp.sqrt(robust.huber_weight(root * residual, noise.huber))
         columns += [(root * entry)[None] for entry in (*derivative, residual)]
     # XLA writes every column to memory before it joins rows of more than 128 numbers end to end;
@@ -160,9 +160,13 @@ def pixel_measurement(
     return z, jnp.where(in_front & inside & seen, q, 0)
 
 
-def sigma_of_each(noise: FactorNoise, count: int) -> list[Float[Array, ""]]:
-    """Standard deviation of each of ``count`` components: the last one has its own."""
-    return [noise.sigmas[0]] * (count - 1) + [noise.sigmas[1]]
+def precisions(noise: FactorNoise, count: int) -> list[Float[Array, ""]]:
+    """``1/sigma`` of each of ``count`` components, of which the last has its own.
+
+    To be multiplied with: XLA divides by a number otherwise when it knows it than when it does not.
+    """
+    inverse = 1 / noise.sigmas
+    return [inverse[0]] * (count - 1) + [inverse[1]]
 
 
 def moved(columns: list[Column], T: Sim3) -> list[Column]:
