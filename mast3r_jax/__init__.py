@@ -1,5 +1,6 @@
 """The MASt3R two-view reconstruction network in Flax: images in, pointmaps out."""
 
+from mast3r_jax import losses
 from mast3r_jax.checkpoint import CheckpointError, load, save
 from mast3r_jax.config import ConfigError, MASt3RConfig
 from mast3r_jax.image import ImageTransform, PreparedImage, prepare_image
@@ -19,6 +20,7 @@ __all__ = [
     "has_retrieval",
     "load",
     "load_retrieval",
+    "losses",
     "prepare_image",
     "save",
     "save_retrieval",
