@@ -10,6 +10,7 @@ import pytest
 
 from mast3r_jax import Pointmap, losses
 from tests.conftest import DATA
+from tests.mast3r_jax.golden_losses import targets
 from tests.mast3r_jax.golden_network import quick_jit
 
 CASES = json.loads((DATA / "network" / "losses.json").read_text())
@@ -23,14 +24,6 @@ def arrays(case: str) -> dict[str, np.ndarray]:
         return {k[2:]: archive[k] for k in archive.files if k.startswith(case + "/")}
 
 
-def in_view_1(case: dict[str, np.ndarray], view: int) -> np.ndarray:
-    """True points of a view in camera 1, in double precision; the file has them in the world."""
-    to_camera = np.linalg.inv(case["camera_pose_1"].astype(np.float64))[:, None, None]
-    points = case[f"gt_pts3d_{view}"].astype(np.float64)[..., None]
-    turned = to_camera[..., :3, :3] @ points
-    return turned[..., 0] + to_camera[..., :3, 3]
-
-
 def inputs(case: dict[str, np.ndarray], dtype: type = np.float32) -> tuple:
     """Both predictions, the arguments of the regression and those of the matching."""
     predictions = tuple(
@@ -42,13 +35,7 @@ def inputs(case: dict[str, np.ndarray], dtype: type = np.float32) -> tuple:
         )
         for view in (1, 2)
     )
-    truth = [in_view_1(case, v).astype(dtype) for v in (1, 2)]
-    valid = [case[f"valid_mask_{v}"] for v in (1, 2)]
-    sky = [case[f"sky_mask_{v}"] for v in (1, 2)]
-    pixels = [case[f"corres_{v}"].astype(np.int32) for v in (1, 2)]
-    regression = (*truth, *valid, case["is_metric_scale"], *sky)
-    matching = (*pixels, case["valid_corres"])
-    return jax.tree.map(jnp.asarray, (predictions, regression, matching))
+    return predictions, *targets(case, dtype)
 
 
 @quick_jit
