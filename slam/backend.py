@@ -47,7 +47,7 @@ def first_of_submap(keyframes: Keyframes) -> Bool[Array, " capacity"]:
 
 def next_submap(keyframes: Keyframes) -> Int[Array, ""]:
     """A number that no keyframe's submap has."""
-    used = jnp.arange(keyframes.capacity) < keyframes.size
+    used = jnp.arange(keyframes.capacity, dtype=jnp.int32) < keyframes.size
     return jnp.max(jnp.where(used, keyframes.submap, -1)) + 1
 
 

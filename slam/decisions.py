@@ -50,7 +50,7 @@ class LinkChoice(Record):
 class Decisions(Record):
     """Choices about one frame; None where ``step`` is to choose. Stacks over frames."""
 
-    is_keyframe: Bool[Array, ""] | None = None
+    is_keyframe: Bool[Array, "*frames"] | None = None
     """Whether the frame, if it can be placed, becomes a keyframe (if there is room)."""
     matches: MatchChoice | None = None
     """Its matches with the last keyframe."""

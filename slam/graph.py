@@ -42,7 +42,7 @@ class Graph(Record):
 
     def edges(self) -> Edges:
         """The same factors as the solver takes them."""
-        mask = jnp.arange(self.capacity) < self.size
+        mask = jnp.arange(self.capacity, dtype=jnp.int32) < self.size
         return Edges(self.i, self.j, self.index, self.valid, self.quality, mask)
 
 
@@ -89,7 +89,8 @@ def add_links(
     ends = jnp.stack([links.slot, jnp.full_like(links.slot, slot)], axis=1)
     quality = jnp.minimum(links.quality, _LARGEST_QUALITY).astype(graph.quality.dtype)
     factors = (ends, ends[:, ::-1], links.index, pack_valid(links.valid), quality)
-    places = graph.size + 2 * (jnp.cumsum(kept, dtype=jnp.int32) - 1)[:, None] + jnp.arange(2)
+    first = graph.size + 2 * (jnp.cumsum(kept, dtype=jnp.int32) - 1)
+    places = first[:, None] + jnp.arange(2, dtype=jnp.int32)
     buffers = write_slot(
         (graph.i, graph.j, graph.index, graph.valid, graph.quality),
         places.reshape(-1),

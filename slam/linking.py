@@ -73,7 +73,7 @@ def propose(
             wanted,
             config.retrieval,
             model.num_centroids,
-            exclude=jnp.arange(keyframes.capacity) >= keyframes.size,
+            exclude=jnp.arange(keyframes.capacity, dtype=jnp.int32) >= keyframes.size,
         )
         slots, found = hits.slot, hits.valid
     # The last keyframe is verified once: as one that was looked up, if the view is lost.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ops import Sim3, average_confidence
+from ops import FusedPointmap, Sim3, average_confidence
 from ops.alignment import aligned_error
 from slam.state import Keyframes
 from slam.tracking import NEVER_PREDICTED
@@ -34,10 +34,13 @@ def map_loss(
     ``known``. All points have the same weight, but for those that no prediction stands behind.
     """
     points_W = keyframes.T_WC[:, None].apply(keyframes.pointmap.points)
-    used = jnp.arange(keyframes.capacity) < keyframes.size
-    # An empty slot has seen no prediction: 0/0.
-    fused = keyframes.pointmap.replace(count=jnp.maximum(keyframes.pointmap.count, 1))
-    predicted = jax.vmap(average_confidence)(fused) > NEVER_PREDICTED
+    used = jnp.arange(keyframes.capacity, dtype=jnp.int32) < keyframes.size
+
+    def average(fused: FusedPointmap) -> Float[Array, " hw"]:
+        # An empty slot has seen no prediction: 0/0.
+        return average_confidence(fused.replace(count=jnp.maximum(fused.count, 1)))
+
+    predicted = jax.vmap(average)(keyframes.pointmap) > NEVER_PREDICTED
     counts = known & used[:, None] & predicted
     dtype = points_W.dtype
     return aligned_error(

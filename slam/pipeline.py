@@ -243,14 +243,14 @@ def commit(
     added = (assessment.due | relocalized | tired) & room
 
     graph, stored = add_links(state.graph, links, slot, accepted)
-    looked_up_first = jnp.roll(jnp.arange(accepted.shape[0]), -1)
+    looked_up_first = jnp.roll(jnp.arange(accepted.shape[0], dtype=jnp.int32), -1)
     best = looked_up_first[jnp.argmax(accepted[looked_up_first])]
     nearest = jnp.where(relocalized, links.slot[best], last)
     T_WC = select(tracked, keyframes.T_WC[last] @ assessment.T_kf, keyframes.T_WC[nearest])
     keyframes = append(
         keyframes,
         frame,
-        select(separate, Sim3.identity(), T_WC),
+        select(separate, Sim3.identity(dtype=T_WC.dtype), T_WC),
         jnp.where(separate, backend.next_submap(keyframes), keyframes.submap[nearest]),
         first_pointmap(config.tracking, views.frame),
         encoding,
@@ -270,7 +270,7 @@ def commit(
         keyframes=keyframes,
         graph=graph,
         database=database,
-        T_kf=select(added, Sim3.identity(), assessment.T_kf),
+        T_kf=select(added, Sim3.identity(dtype=T_WC.dtype), assessment.T_kf),
         match_init=jnp.where(warm, correspondence.matches.index, identity_match(state.image_shape)),
         failures=jnp.where(placed, 0, state.failures + searching.astype(jnp.int32)),
         K=state.K,

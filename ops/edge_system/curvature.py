@@ -10,7 +10,13 @@ differentiation over three numbers. Under ``Y <- exp(xi) Y``, to second order,
 
 so that ``gradient = sum D^T g``, and ``hessian = sum D^T h D`` plus terms that are linear in
 ``G = sum g`` and ``M = sum g Y^T``.
+
+Rays and pixels do not depend on the scale: their part of the cost has ``Y . g = 0`` and ``h Y =
+-g`` (Euler). These are put in, not computed: a ray weighs ten million times a distance, and what
+rounding leaves of it would bury all that is known of the scale.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +53,10 @@ def factor_gradient(
     The negative of what ``factor_gram`` calls downhill, written so that it can be differentiated
     in everything: what is not valid has derivative 0.
     """
+    valid = valid & _finite(points, measured, q)
     Y = moved(columns_where(valid, points), T)
-    slope = _slope(measured, q, valid, config, K, image_shape, pixels, noise)
-    return _gradient(*_moments(Y, slope(Y)))
+    sight, range_ = _slopes(measured, q, valid, config, K, image_shape, pixels, noise)
+    return _gradient(*_moments(Y, sight(Y), range_(Y)))
 
 
 def factor_curvature(
@@ -65,57 +72,78 @@ def factor_curvature(
     noise: FactorNoise,
 ) -> tuple[Float[Array, "7"], Float[Array, "7 7"]]:
     """Gradient and exact Hessian of the robust cost in ``xi`` of ``exp(xi) T`` at 0."""
+    valid = valid & _finite(points, measured, q)
     Y = moved(columns_where(valid, points), T)
-    slope = _slope(measured, q, valid, config, K, image_shape, pixels, noise)
+    sight, range_ = _slopes(measured, q, valid, config, K, image_shape, pixels, noise)
     one, zero = jnp.ones_like(Y[0]), jnp.zeros_like(Y[0])
-    bends = []
+    of_sight, of_range = [], []
     for k in range(3):
         along = [one if axis == k else zero for axis in range(3)]
-        g, bend = jax.jvp(slope, (Y,), (along,))
-        bends.append(bend)
-    G, M = _moments(Y, g)
+        g_sight, bend = jax.jvp(sight, (Y,), (along,))
+        of_sight.append(bend)
+        g_range, bend = jax.jvp(range_, (Y,), (along,))
+        of_range.append(bend)
+    G, M = _moments(Y, g_sight, g_range)
 
     x, y, z = Y
     D = [[one, zero, zero, zero, z, -y, x],
          [zero, one, zero, -z, zero, x, y],
          [zero, zero, one, y, -x, zero, z]]  # fmt: skip
-    hD = [
-        [bends[k][0] * D[0][c] + bends[k][1] * D[1][c] + bends[k][2] * D[2][c] for c in range(7)]
-        for k in range(3)
-    ]
+    hD = []
+    for of_s, of_r, g in zip(of_sight, of_range, g_sight, strict=True):
+        both = [a + b for a, b in zip(of_s, of_r, strict=True)]
+        row = [sum(both[k] * D[k][c] for k in range(3)) for c in range(6)]
+        hD.append([*row, sum(of_r[k] * D[k][6] for k in range(3)) - g])
     left, right = (jnp.stack([jnp.stack(row) for row in rows]) for rows in (D, hD))
     products = jnp.matmul(left, right.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
-    return _gradient(G, M), jnp.sum(products, axis=0) + _bending(G, M)
+    DhD = jnp.sum(products, axis=0)
+    DhD = DhD.at[6, :6].set(DhD[:6, 6])
+    return _gradient(G, M), DhD + _bending(G, M)
 
 
-def _slope(measured, q, valid, config, K, image_shape, pixels, noise):
-    """Derivative of every pixel's cost in its moved point, as a function of the columns of that."""
+def _slopes(measured, q, valid, config, K, image_shape, pixels, noise):
+    """Derivative of every pixel's cost in its moved point, as functions of the columns of that.
+
+    Of the part that sees directions, and of the part that sees distance.
+    """
     z = columns_where(valid, measured)
     q = jnp.where(valid, q, 0)
 
-    def cost(Y: list[Column]) -> Float[Array, ""]:
+    def cost(Y: list[Column], of_range: bool) -> Float[Array, ""]:
         if isinstance(config, RayFactorConfig):
             value, target, weight = rays.psi(Y), rays.psi(z), q
         else:
             assert K is not None and image_shape is not None and pixels is not None
             value, in_front = pinhole.project(Y, K, config.depth_eps)
             target, weight = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
+        components = [*zip(target, value, precisions(noise, len(value)), strict=True)]
         total = jnp.zeros_like(weight)
-        for seen_at, expected, precision in zip(
-            target, value, precisions(noise, len(value)), strict=True
-        ):
+        for seen_at, expected, precision in components[-1:] if of_range else components[:-1]:
             whitened = robust.sqrt_or_zero(weight) * precision * (seen_at - expected)
             total = total + robust.huber_loss(whitened, noise.huber)
         return jnp.sum(total)
 
-    return jax.grad(cost)
+    return [jax.grad(functools.partial(cost, of_range=part)) for part in (False, True)]
 
 
-def _moments(Y: list[Column], g: list[Column]) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
-    """``G = sum g`` and ``M = sum g Y^T``."""
-    G = jnp.stack([jnp.sum(row) for row in g])
-    M = jnp.stack([jnp.stack([jnp.sum(row * column) for column in Y]) for row in g])
-    return G, M
+def _finite(
+    points: Float[Array, "n 3"], measured: Float[Array, "n 3"], q: Float[Array, "n"]
+) -> Bool[Array, "n"]:
+    """Where all is finite: a solver that met anything else has failed, and has no derivative."""
+    return jnp.isfinite(points).all(-1) & jnp.isfinite(measured).all(-1) & jnp.isfinite(q)
+
+
+def _moments(
+    Y: list[Column], g_sight: list[Column], g_range: list[Column]
+) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
+    """``G = sum g`` and ``M = sum g Y^T`` of both parts, the trace of M that of range alone."""
+
+    def moment(g: list[Column]) -> Float[Array, "3 3"]:
+        return jnp.stack([jnp.stack([jnp.sum(row * column) for column in Y]) for row in g])
+
+    G = jnp.stack([jnp.sum(a) + jnp.sum(b) for a, b in zip(g_sight, g_range, strict=True)])
+    M = moment(g_sight)
+    return G, M - jnp.eye(3, dtype=M.dtype) * (jnp.trace(M) / 3) + moment(g_range)
 
 
 def _gradient(G: Float[Array, "3"], M: Float[Array, "3 3"]) -> Float[Array, "7"]:

@@ -6,6 +6,7 @@ beforehand, so that on the way back they are scattered once: 24 bytes a pixel an
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,7 @@ def _each_edge(
 
     shapes = jax.eval_shape(one, *(jax.tree.map(lambda x: x[0], item) for item in gathered))
 
-    def nothing(*_: Array):
+    def nothing(*_: Any):
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     @jax.checkpoint

@@ -21,10 +21,10 @@ def pose(yaw=0.0, t=(0.0, 0.0, 0.0), pitch=0.0):
     return T
 
 
-def depth_of(T_WC):
+def depth_of(T_WC, shape=SHAPE, K=K):
     """Depth along z of the box's walls seen from inside."""
-    v, u = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1]]
-    rays_C = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones(SHAPE)], -1)
+    v, u = np.mgrid[0 : shape[0], 0 : shape[1]]
+    rays_C = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones(shape)], -1)
     rays_W = rays_C @ T_WC[:3, :3].T
     with np.errstate(divide="ignore"):
         walls = (np.sign(rays_W) * HALF - T_WC[:3, 3]) / rays_W

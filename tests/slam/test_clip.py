@@ -1,0 +1,187 @@
+"""Clips: the scanned step, its choices given back, and its gradient against finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mast3r_jax import MASt3R, MASt3RConfig, Pointmap
+from ops import MatchConfig, RayFactorConfig
+from ops.records import Record, record
+from slam import Decisions, Frame, Mode, SlamConfig, init_state, run_clip, trajectory_loss
+from slam.config import GraphConfig, TrackingConfig
+from slam.losses import map_loss
+from slam.priors.rendered import describe
+from tests.slam import scenes
+
+SHAPE, COUNT = (32, 48), 16
+K = np.array([[36.0, 0, 23.5], [0, 36.0, 15.5], [0, 0, 1]])
+TINY = MASt3RConfig(
+    enc_dim=8, enc_depth=1, enc_heads=1, dec_dim=8, dec_depth=2, dec_heads=1, mlp_ratio=1.0,
+    descriptor_dim=4, dpt_dim=4, dpt_last_dim=4, dpt_layer_dims=(4, 4, 4, 4),
+)  # fmt: skip
+CALM = {"max_iterations": 40, "rel_error": 0.0, "delta_norm": 1e-12}
+CONFIG = SlamConfig(
+    keyframe_capacity=4,
+    edge_capacity=8,
+    match=MatchConfig(max_distance=0.5),
+    tracking=TrackingConfig(rays=RayFactorConfig(**CALM), keyframe_threshold=0.7),
+    graph=GraphConfig(rays=RayFactorConfig(**CALM)),
+)
+
+
+@record
+class Seen(Record):
+    """True geometry of a frame, and what the network makes of its image."""
+
+    features: jax.Array
+    points_C: jax.Array
+    T_WC: jax.Array
+
+
+@record
+class BentPrior(Record):
+    """Exact geometry, bent by a network that looks at the images: poses depend on its weights."""
+
+    model: MASt3R
+
+    def encode(self, frame):
+        image = frame.image.astype(frame.depth.dtype) / 127.5 - 1
+        v, u = jnp.mgrid[0 : SHAPE[0], 0 : SHAPE[1]].astype(frame.depth.dtype)
+        rays = [(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], jnp.ones_like(u)]
+        points_C = frame.depth[..., None] * jnp.stack(rays, -1)
+        return Seen(self.model.encode(image[None])[0], points_C, frame.T_WC)
+
+    def decode(self, encoding_1, encoding_2):
+        bent = self.model.decode(encoding_1.features, encoding_2.features, SHAPE, SHAPE)
+
+        def view(encoding, T_1W, bend):
+            points_W = jnp.einsum("bij,bhwj->bhwi", encoding.T_WC[:, :3, :3], encoding.points_C)
+            points_W = points_W + encoding.T_WC[:, None, None, :3, 3]
+            points = jnp.einsum("bij,bhwj->bhwi", T_1W[:, :3, :3], points_W)
+            points = points + T_1W[:, None, None, :3, 3]
+            return Pointmap(
+                points=points * (1 + 0.02 * jnp.tanh(bend.points[..., 2:] * jnp.ones(3))),
+                confidence=2 + jnp.tanh(bend.confidence),
+                descriptors=jax.vmap(describe)(points_W),
+                descriptor_confidence=3 + jnp.tanh(bend.descriptor_confidence),
+            )
+
+        T_1W = jnp.linalg.inv(encoding_1.T_WC)
+        return view(encoding_1, T_1W, bent[0]), view(encoding_2, T_1W, bent[1])
+
+
+def wide(tree):
+    """Every number of a tree in double precision."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def frames(dtype=np.float64):
+    rng = np.random.default_rng(0)
+    clip = [
+        Frame(
+            index=jnp.int32(i),
+            timestamp=jnp.asarray(i, dtype),
+            image=jnp.asarray(rng.integers(0, 256, (*SHAPE, 3)), jnp.uint8),
+            depth=jnp.asarray(scenes.depth_of(T, SHAPE, K), dtype),
+            T_WC=jnp.asarray(T, dtype),
+        )
+        for i, T in enumerate(scenes.walk(COUNT, yaw=0.05, stride=0.04))
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *clip)
+
+
+def prior():
+    return BentPrior(MASt3R(TINY, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64))
+
+
+def start(bent, clip):
+    return wide(init_state(bent, CONFIG, jax.tree.map(lambda x: x[0], clip)))
+
+
+@functools.partial(jax.jit, static_argnames="segment")
+def run(bent, state, clip, given=None, segment=None):
+    return run_clip(bent, CONFIG, state, clip, given, segment=segment)
+
+
+@functools.cache
+def recorded():
+    with jax.enable_x64(True):
+        clip, bent = frames(), prior()
+        return clip, bent, run(bent, start(bent, clip), clip)
+
+
+def test_a_clip_tracks_links_and_closes_no_eyes():
+    clip, _, result = recorded()
+    assert (np.asarray(result.outputs.mode) == Mode.TRACKING).all() and result.placed.all()
+    assert 2 <= int(result.state.keyframes.size) <= 4
+    assert int(result.outputs.new_links.sum()) == int(result.state.keyframes.size) - 1
+    with jax.enable_x64(True):
+        error = float(trajectory_loss(result.trajectory(), clip.T_WC, result.placed))
+    assert 1e-5 < error < 0.1  # matches are whole pixels, and a pixel is 6 cm at 2 m
+
+
+def test_the_same_choices_give_the_same_clip():
+    clip, bent, result = recorded()
+    with jax.enable_x64(True):
+        again = run(bent, start(bent, clip), clip, result.decisions, segment=2)
+        np.testing.assert_allclose(
+            again.trajectory().wxyz_xyz_scale, result.trajectory().wxyz_xyz_scale, atol=1e-11
+        )
+    for name in ("is_keyframe", "keyframe", "new_links", "mode", "match_fraction"):
+        np.testing.assert_array_equal(
+            getattr(again.outputs, name), getattr(result.outputs, name), name
+        )
+
+
+def test_keyframes_can_be_ordered():
+    clip, bent, _ = recorded()
+    with jax.enable_x64(True):
+        wanted = jnp.zeros(COUNT, bool).at[jnp.asarray([5, 9])].set(True)
+        result = run(bent, start(bent, clip), clip, Decisions(is_keyframe=wanted))
+    np.testing.assert_array_equal(np.flatnonzero(result.outputs.is_keyframe), [0, 5, 9])
+
+
+def test_gradient_of_a_clip_is_that_of_finite_differences():
+    """Trajectory and map, in the weights of a network, along 20 random directions."""
+    clip, bent, result = recorded()
+    with jax.enable_x64(True):
+        given, state = result.decisions, start(bent, clip)
+        graph, weights = nnx.split(bent.model)
+        slots = result.state.keyframes.frame_index
+        truth = jax.vmap(lambda T, X: X @ T[:3, :3].T + T[:3, 3])(
+            clip.T_WC[slots], jax.vmap(bent.encode)(clip).points_C[slots].reshape(4, -1, 3)
+        )
+
+        def loss(weights):
+            moved = run(BentPrior(nnx.merge(graph, weights)), state, clip, given)
+            return trajectory_loss(moved.trajectory(), clip.T_WC, moved.placed) + 0.1 * map_loss(
+                moved.state.keyframes, truth, jnp.ones(truth.shape[:2], bool)
+            )
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(weights)
+        assert float(value) > 1e-4
+        value_at = jax.jit(loss)
+        h, expected, found = 1e-5, [], []
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), weights)  # noqa: B023
+            right, left = (
+                value_at(jax.tree.map(lambda x, d: x + s * d, weights, direction))  # noqa: B023
+                for s in (h, -h)
+            )
+            expected.append(float(right - left) / (2 * h))
+            found.append(float(sum(map(jnp.vdot, *map(jax.tree.leaves, (gradient, direction))))))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.max(np.abs(expected)))
+        assert np.max(np.abs(expected)) > 1e-3
+
+
+def test_segments_divide_the_clip():
+    clip, bent, _ = recorded()
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"16 frames do not divide .* of 5"):
+        run_clip(bent, CONFIG, start(bent, clip), clip, segment=5)
