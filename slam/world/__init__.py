@@ -4,7 +4,7 @@ World axes: z up, the floor at ``z = 0``, the room centred on ``x = y = 0``; met
 """
 
 from slam.world.path import PathConfig, camera_path, focal_path, random_pose
-from slam.world.render import RenderConfig, View, render
+from slam.world.render import RenderConfig, View, render, sees
 from slam.world.room import Room, RoomConfig, random_room
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "random_pose",
     "random_room",
     "render",
+    "sees",
 ]

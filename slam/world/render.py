@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ops.records import Record, record
 from slam.world.camera import undistort
@@ -192,6 +192,16 @@ def _surface(
     positive = jnp.where(along_x, a, jnp.where(along_y, b, h)) > 0
     axis = jnp.where(along_x, 0, jnp.where(along_y, 2, 4)).astype(jnp.uint32)
     return normal, u, v, axis + positive.astype(jnp.uint32)
+
+
+def sees(
+    room: Room, origin: Float[Array, "3"], points_W: Float[Array, "*n 3"]
+) -> Bool[Array, "*n"]:
+    """Whether no solid hides surface points of a room from a place outside every solid."""
+    d = _vector(lambda i: (points_W[..., i] - origin[i]).reshape(-1))
+    t, _ = _nearest_solid(room, origin, d)
+    # A point's own surface is hit at 1, up to rounding.
+    return (t > 1.0 - 1e-3).reshape(points_W.shape[:-1])
 
 
 def _light(room: Room, p: Vector, normal: Vector, config: RenderConfig) -> Float[Array, "n 3"]:
