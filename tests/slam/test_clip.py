@@ -23,7 +23,7 @@ TINY = MASt3RConfig(
     enc_dim=8, enc_depth=1, enc_heads=1, dec_dim=8, dec_depth=2, dec_heads=1, mlp_ratio=1.0,
     descriptor_dim=4, dpt_dim=4, dpt_last_dim=4, dpt_layer_dims=(4, 4, 4, 4),
 )  # fmt: skip
-CALM = {"max_iterations": 40, "rel_error": 0.0, "delta_norm": 1e-12}
+CALM = {"max_iterations": 400, "rel_error": 0.0, "delta_norm": 1e-12}
 CONFIG = SlamConfig(
     keyframe_capacity=4,
     edge_capacity=8,
@@ -100,38 +100,59 @@ def prior():
     return BentPrior(MASt3R(TINY, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64))
 
 
-def start(bent, clip):
-    return wide(init_state(bent, CONFIG, jax.tree.map(lambda x: x[0], clip)))
-
-
-@functools.partial(jax.jit, static_argnames="segment")
-def run(bent, state, clip, given=None, segment=None):
-    return run_clip(bent, CONFIG, state, clip, given, segment=segment)
+ORDERED = [0, 5, 9]
+"""The frames that are made keyframes."""
 
 
 @functools.cache
 def recorded():
+    """A clip with ordered keyframes: frames, prior, state before, what came out."""
     with jax.enable_x64(True):
         clip, bent = frames(), prior()
-        return clip, bent, run(bent, start(bent, clip), clip)
+        state = wide(init_state(bent, CONFIG, jax.tree.map(lambda x: x[0], clip)))
+        order = Decisions(is_keyframe=jnp.zeros(COUNT, bool).at[jnp.asarray(ORDERED)].set(True))
+        run = jax.jit(lambda *arguments: run_clip(arguments[0], CONFIG, *arguments[1:]))
+        return clip, bent, state, run(bent, state, clip, order)
 
 
-def test_a_clip_tracks_links_and_closes_no_eyes():
-    clip, _, result = recorded()
+@functools.cache
+def loss_of_weights():
+    """Trajectory and map error as a function of the network's weights, all choices given."""
+    clip, bent, state, result = recorded()
+    graph, weights = nnx.split(bent.model)
+    slots = result.state.keyframes.frame_index
+    truth = jax.vmap(lambda T, X: X @ T[:3, :3].T + T[:3, 3])(
+        clip.T_WC[slots], jax.vmap(bent.encode)(clip).points_C[slots].reshape(4, -1, 3)
+    )
+
+    def loss(weights):
+        again = run_clip(
+            BentPrior(nnx.merge(graph, weights)), CONFIG, state, clip, result.decisions, segment=2
+        )
+        error = trajectory_loss(again.trajectory(), clip.T_WC, again.placed)
+        known = jnp.ones(truth.shape[:2], bool)
+        return error + 0.1 * map_loss(again.state.keyframes, truth, known), again
+
+    return loss, jax.jit(loss), weights
+
+
+def test_ordered_keyframes_are_linked_and_all_is_tracked():
+    clip, _, _, result = recorded()
     assert (np.asarray(result.outputs.mode) == Mode.TRACKING).all() and result.placed.all()
-    assert 2 <= int(result.state.keyframes.size) <= 4
-    assert int(result.outputs.new_links.sum()) == int(result.state.keyframes.size) - 1
+    np.testing.assert_array_equal(np.flatnonzero(result.outputs.is_keyframe), ORDERED)
+    assert int(result.outputs.new_links.sum()) == len(ORDERED) - 1
     with jax.enable_x64(True):
         error = float(trajectory_loss(result.trajectory(), clip.T_WC, result.placed))
     assert 1e-5 < error < 0.1  # matches are whole pixels, and a pixel is 6 cm at 2 m
 
 
 def test_the_same_choices_give_the_same_clip():
-    clip, bent, result = recorded()
+    _, _, _, result = recorded()
     with jax.enable_x64(True):
-        again = run(bent, start(bent, clip), clip, result.decisions, segment=2)
+        _, value_at, weights = loss_of_weights()
+        again = value_at(weights)[1]
         np.testing.assert_allclose(
-            again.trajectory().wxyz_xyz_scale, result.trajectory().wxyz_xyz_scale, atol=1e-11
+            again.trajectory().wxyz_xyz_scale, result.trajectory().wxyz_xyz_scale, atol=1e-10
         )
     for name in ("is_keyframe", "keyframe", "new_links", "mode", "match_fraction"):
         np.testing.assert_array_equal(
@@ -139,49 +160,26 @@ def test_the_same_choices_give_the_same_clip():
         )
 
 
-def test_keyframes_can_be_ordered():
-    clip, bent, _ = recorded()
-    with jax.enable_x64(True):
-        wanted = jnp.zeros(COUNT, bool).at[jnp.asarray([5, 9])].set(True)
-        result = run(bent, start(bent, clip), clip, Decisions(is_keyframe=wanted))
-    np.testing.assert_array_equal(np.flatnonzero(result.outputs.is_keyframe), [0, 5, 9])
-
-
 def test_gradient_of_a_clip_is_that_of_finite_differences():
     """Trajectory and map, in the weights of a network, along 20 random directions."""
-    clip, bent, result = recorded()
     with jax.enable_x64(True):
-        given, state = result.decisions, start(bent, clip)
-        graph, weights = nnx.split(bent.model)
-        slots = result.state.keyframes.frame_index
-        truth = jax.vmap(lambda T, X: X @ T[:3, :3].T + T[:3, 3])(
-            clip.T_WC[slots], jax.vmap(bent.encode)(clip).points_C[slots].reshape(4, -1, 3)
-        )
-
-        def loss(weights):
-            moved = run(BentPrior(nnx.merge(graph, weights)), state, clip, given)
-            return trajectory_loss(moved.trajectory(), clip.T_WC, moved.placed) + 0.1 * map_loss(
-                moved.state.keyframes, truth, jnp.ones(truth.shape[:2], bool)
-            )
-
-        value, gradient = jax.jit(jax.value_and_grad(loss))(weights)
-        assert float(value) > 1e-4
-        value_at = jax.jit(loss)
-        h, expected, found = 1e-5, [], []
+        loss, value_at, weights = loss_of_weights()
+        gradient = jax.jit(jax.grad(loss, has_aux=True))(weights)[0]
+        h, expected, found = 1e-7, [], []  # further, some pixels cross a kink of Huber's weight
         for seed in range(20):
             rng = np.random.default_rng(seed)
             direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), weights)  # noqa: B023
             right, left = (
-                value_at(jax.tree.map(lambda x, d: x + s * d, weights, direction))  # noqa: B023
+                value_at(jax.tree.map(lambda x, d: x + s * d, weights, direction))[0]  # noqa: B023
                 for s in (h, -h)
             )
             expected.append(float(right - left) / (2 * h))
             found.append(float(sum(map(jnp.vdot, *map(jax.tree.leaves, (gradient, direction))))))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.max(np.abs(expected)))
         assert np.max(np.abs(expected)) > 1e-3
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.max(np.abs(expected)))
 
 
 def test_segments_divide_the_clip():
-    clip, bent, _ = recorded()
+    clip, bent, state, _ = recorded()
     with jax.enable_x64(True), pytest.raises(ValueError, match=r"16 frames do not divide .* of 5"):
-        run_clip(bent, CONFIG, start(bent, clip), clip, segment=5)
+        run_clip(bent, CONFIG, state, clip, segment=5)
