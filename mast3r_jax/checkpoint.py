@@ -17,6 +17,7 @@ import safetensors.numpy
 from flax import nnx
 from jaxtyping import DTypeLike
 
+from mast3r_jax.card import CardError, check_files, has_card
 from mast3r_jax.config import ConfigError, MASt3RConfig
 from mast3r_jax.layers import Numerics
 from mast3r_jax.model import MASt3R
@@ -93,13 +94,19 @@ def load(
 ) -> MASt3R:
     """Reads a model from a folder written by ``save``, or a preset that comes with the package.
 
-    ``dtype`` and ``param_dtype`` are those of ``MASt3R``; stored numbers are cast.
+    ``dtype`` and ``param_dtype`` are those of ``MASt3R``; stored numbers are cast. In a folder with
+    a card (``mast3r_jax.card``), every preset has one, all files are compared with it.
 
     Raises:
-        CheckpointError: if the checkpoint does not exist, cannot be read, or its tensors do not
-            match its configuration (every difference in one message).
+        CheckpointError: if the checkpoint does not exist, cannot be read, is not that of its card,
+            or its tensors do not match its configuration (every difference in one message).
     """
-    folder = _find(name_or_path)
+    folder = find(name_or_path)
+    if has_card(folder) or folder.parent == PRETRAINED:
+        try:
+            check_files(folder)
+        except CardError as error:
+            raise CheckpointError(str(error)) from None
     try:
         config = MASt3RConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     except ConfigError as error:
@@ -159,6 +166,30 @@ def presets() -> list[str]:
     return sorted(folder.parent.name for folder in PRETRAINED.glob(f"*/{WEIGHTS}"))
 
 
+def find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of a checkpoint, given as such or by the name of a preset.
+
+    Raises:
+        CheckpointError: there is none, or it is no checkpoint.
+    """
+    folder = pathlib.Path(name_or_path)
+    if not folder.exists() and str(name_or_path) in presets():
+        folder = PRETRAINED / name_or_path
+    if not folder.exists():
+        known = ", ".join(presets()) or "none in this installation"
+        raise CheckpointError(
+            f"{name_or_path}: no such checkpoint folder, nor a preset ({known}); published "
+            "weights are converted by `mast3r-slam convert FILE OUT`"
+        )
+    missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: no checkpoint folder, it has no {' and no '.join(missing)}; published "
+            "weights are converted by `mast3r-slam convert FILE OUT`"
+        )
+    return folder
+
+
 def _skeleton(
     config: MASt3RConfig, dtype: DTypeLike | None, param_dtype: DTypeLike | None
 ) -> tuple[nnx.GraphDef, tuple[tuple[Any, nnx.Variable], ...]]:
@@ -176,25 +207,6 @@ def _traced(config: MASt3RConfig, dtype: np.dtype, param_dtype: np.dtype, widest
     )
     graph, state = nnx.split(abstract)
     return graph, tuple(nnx.to_flat_state(state))
-
-
-def _find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-    folder = pathlib.Path(name_or_path)
-    if not folder.exists() and str(name_or_path) in presets():
-        folder = PRETRAINED / name_or_path
-    if not folder.exists():
-        known = ", ".join(presets()) or "none in this installation"
-        raise CheckpointError(
-            f"{name_or_path}: no such checkpoint folder, nor a preset ({known}); published "
-            "weights are converted by `mast3r-slam convert FILE OUT`"
-        )
-    missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: no checkpoint folder, it has no {' and no '.join(missing)}; published "
-            "weights are converted by `mast3r-slam convert FILE OUT`"
-        )
-    return folder
 
 
 def _differences(

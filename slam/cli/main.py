@@ -82,7 +82,7 @@ def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                _commands(run, _asked_preset(arguments)),
+                _commands(run, arguments),
                 prog="mast3r-slam",
                 description=DESCRIPTION,
                 args=arguments,
@@ -103,23 +103,26 @@ def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
         raise SourceError(why) from None
 
 
-def _asked_preset(arguments: Sequence[str]) -> str:
-    """The last ``--preset`` of ``run``: the other options start from it, so it is read first."""
-    preset = "base"
+def _asked(arguments: Sequence[str], option: str) -> str | None:
+    """The last value of an option of ``run`` that others start from, so that it is read first."""
+    value = None
     if arguments[:1] == ["run"]:
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-            if argument == "--preset" and following:
-                preset = following
-            elif argument.startswith("--preset="):
-                preset = argument.removeprefix("--preset=")
-    return preset
+            if argument == option and following:
+                value = following
+            elif argument.startswith(f"{option}="):
+                value = argument.removeprefix(f"{option}=")
+    return value
 
 
-def _commands(run: type[Run], preset: str) -> Any:
+def _commands(run: type[Run], arguments: Sequence[str]) -> Any:
     """The union of all commands, as tyro reads it; ``run`` starts from a preset's values."""
+    defaults = run_defaults(
+        run, _asked(arguments, "--preset") or "base", _asked(arguments, "--prior")
+    )
     demo = tyro.conf.subcommand("demo", description=Demo.__doc__)
     # BriefRun is Run in all but what its help shows.
-    of_run = tyro.conf.subcommand("run", description=Run.__doc__, default=run_defaults(run, preset))
+    of_run = tyro.conf.subcommand("run", description=Run.__doc__, default=defaults)
     convert = weights_conversion.cli.Convert
     of_convert = tyro.conf.subcommand(
         "convert",

@@ -26,6 +26,11 @@ PresetName = Annotated[
 """Where the values of other options come from; see ``slam.presets.read_preset``."""
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")]
 """How many to take."""
+Size = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="N", help_behavior_hint="(default: the network's, or 128)"),
+]
+"""Long side of images that are made to order."""
 Number = Annotated[
     float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: what the source tells)")
 ]

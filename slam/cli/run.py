@@ -2,15 +2,11 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 import tyro
 
-import mast3r_jax
-from mast3r_jax.checkpoint import CONFIG, WEIGHTS, presets
-from mast3r_jax.retrieval import RetrievalModel, has_retrieval, load_retrieval
+from mast3r_jax.retrieval import has_retrieval
 from ops import MatchConfig
 from slam.cli.options import (
     Count,
@@ -22,7 +18,19 @@ from slam.cli.options import (
     PresetName,
     without_loop_closure,
 )
-from slam.cli.session import rendered_name, rendered_record, run_and_report
+from slam.cli.prior import (
+    RENDERED,
+    ChosenPrior,
+    Precision,
+    PriorName,
+    chosen_or_default,
+    network_prior,
+    rendered_prior,
+    require_weights,
+    trained_size,
+    weights_folder,
+)
+from slam.cli.session import run_and_report
 from slam.config import (
     GraphConfig,
     RelocalizationConfig,
@@ -34,22 +42,7 @@ from slam.io.frames import Source, SourceError
 from slam.io.open_source import depth_scale_of, open_source
 from slam.outputs import check_folder
 from slam.presets import read_preset
-from slam.priors.mast3r import MASt3RPrior
-from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
-from slam.types import TwoViewPrior
-
-RENDERED = "rendered"
-"""Name of the prior that takes its geometry from the source."""
-
-ADVICE_NETWORK = (
-    "next: the prior's predictions do not agree between frames. Are these trained weights, and do "
-    "neighbouring images overlap? See panels/ and run.json."
-)
-ADVICE_RENDERED = (
-    "next: the source's depth and poses do not agree between frames. Are --depth-scale and the "
-    "intrinsics right, and do neighbouring images overlap? See panels/ and run.json."
-)
-"""What to look into when no frame fits the first."""
+from slam.priors.rendered import GeometryNoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +51,9 @@ class Run:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Video file, folder of images, TUM RGB-D folder, or `procedural:room?seed=3&frames=150`."""
-    prior: Annotated[str, tyro.conf.arg(metavar="WEIGHTS|rendered")]
-    """Folder made by `mast3r-slam convert`, or `rendered`: the source's own depth and poses,
-    with errors such as --noise.depth 0.01; see --help-all."""
+    prior: PriorName = None
+    """Folder made by `mast3r-slam convert` or `train`, or `rendered`: the source's own depth and
+    poses, with errors such as --noise.depth 0.01; see --help-all."""
     preset: PresetName = "base"
     """Values to start from: base, calib, eval_calib, eval_no_calib, eth3d, or an original YAML."""
     out: Folder = None
@@ -85,7 +78,7 @@ class Run:
     """With --calib or --calibrated: put the optical axis into the image's centre."""
     no_loop_closure: Flag = False
     """Do not look for earlier views of the same place."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the network; auto: bfloat16 on a GPU, float32 on a CPU."""
     min_confidence: float = 1.5
     """Points of map.ply are more confident than this."""
@@ -97,8 +90,8 @@ class Run:
     def execute(self) -> int:
         """Run; returns the exit status."""
         calibrated = self.calibrated or self.calib is not None
-        if self.prior != RENDERED:
-            _require_folder(self.prior)
+        if self.chosen != RENDERED:
+            require_weights(self.chosen)
         if self.out is not None:
             check_folder(self.out, self.overwrite)
         source = open_source(
@@ -112,62 +105,63 @@ class Run:
             rectify=calibrated,
             center_principal_point=self.center_principal_point,
         )
-        prior, name, about = self.open_prior(source)
-        rendered = self.prior == RENDERED
         return run_and_report(
             source,
-            prior,
+            self.open_prior(source),
             without_loop_closure(self.config) if self.no_loop_closure else self.config,
             self.out,
             calibrated=calibrated,
             overwrite=self.overwrite,
             min_confidence=self.min_confidence,
-            about=self.choices() | {"prior": about},
-            prior_name=name,
-            advice=ADVICE_RENDERED if rendered else ADVICE_NETWORK,
+            about=self.choices(),
             hints=self.hints(source),
         )
 
-    def open_prior(self, source: Source) -> tuple[TwoViewPrior, str, dict[str, Any]]:
-        """The prior asked for, what to call it, and its entry in ``run.json``.
+    @property
+    def chosen(self) -> str:
+        """What ``prior`` says, or the network that comes with the package.
 
         Raises:
-            SourceError: there are no such weights, or the source lacks what the prior needs.
+            SourceError: nothing was asked for, and there is none.
+        """
+        return chosen_or_default(self.prior)
+
+    def open_prior(self, source: Source) -> ChosenPrior:
+        """The prior to use.
+
+        Raises:
+            SourceError: the source lacks what the prior needs.
             CheckpointError: the weights cannot be used.
         """
-        if self.prior == RENDERED:
+        if self.chosen == RENDERED:
             _require_geometry(self.source, source)
-            name, about = rendered_name(self.noise), rendered_record(self.noise)
-            return RenderedGeometryPrior(self.noise), name, about
-        dtype = jnp.bfloat16 if self._is_bfloat16() else None
-        about = {
-            "kind": "mast3r",
-            "weights": self.prior,
-            "precision": "float32" if dtype is None else "bfloat16",
-        }
-        model = mast3r_jax.load(self.prior, dtype=dtype)
-        retrieval = _load_retrieval(self.prior, model)
-        return MASt3RPrior(model, retrieval), f"MASt3R from {self.prior}", about
-
-    def _is_bfloat16(self) -> bool:
-        if self.precision == "auto":
-            return jax.default_backend() == "gpu"
-        return self.precision == "bfloat16"
+            return rendered_prior(self.noise)
+        return network_prior(self.chosen, self.precision)
 
     def hints(self, source: Source) -> list[str]:
         """How the input was understood where its files do not tell and a mistake would hurt."""
-        if self.prior != RENDERED:
-            wanted = self.config.graph.loop_closure and not self.no_loop_closure
-            if not wanted or has_retrieval(self.prior):
-                return []
-            return [
-                "loops and relocalisation need retrieval weights; add them with `mast3r-slam "
-                f"convert RETRIEVAL.pth {self.prior}`"
-            ]
+        if self.chosen != RENDERED:
+            return self._hints_on_weights()
         scale = depth_scale_of(source)
         if self.depth_scale is not None or scale is None:
             return []
         return [f"depth: {scale:g} units per metre (TUM's); --depth-scale changes it"]
+
+    def _hints_on_weights(self) -> list[str]:
+        hints = []
+        size = trained_size(self.chosen)
+        if size is not None and max(size) != self.config.size:
+            hints.append(
+                f"the network was trained on images of {size[0]}x{size[1]}; it is at its best with "
+                f"--config.size {max(size)}"
+            )
+        wanted = self.config.graph.loop_closure and not self.no_loop_closure
+        if wanted and not has_retrieval(weights_folder(self.chosen)):
+            hints.append(
+                "loops and relocalisation need retrieval weights; add them with `mast3r-slam "
+                f"convert RETRIEVAL.pth {self.chosen}`"
+            )
+        return hints
 
     def choices(self) -> dict[str, Any]:
         """What was asked for, for the record of the run."""
@@ -204,64 +198,33 @@ class BriefRun(Run):
     """Parameters of the system; all others: `mast3r-slam run --help-all`."""
 
 
-def run_defaults(cls: type[Run], preset: str) -> Run:
-    """What the options of ``run`` start from with ``--preset``; source and prior are missing.
+def run_defaults(cls: type[Run], preset: str, prior: str | None = None) -> Run:
+    """What the options of ``run`` start from with ``--preset`` and ``--prior``; no source yet.
+
+    Where the preset leaves the images' size as it is, it is that which the network of ``prior`` was
+    trained on, if its card tells.
 
     Raises:
         SourceError: the preset cannot be read.
+        CheckpointError: the card cannot be read.
     """
     values = read_preset(preset)
     config = _BriefConfig if issubclass(cls, BriefRun) else SlamConfig
-    names = [field.name for field in dataclasses.fields(SlamConfig)]
+    fields = {f.name: getattr(values.config, f.name) for f in dataclasses.fields(SlamConfig)}
+    trained = trained_size(prior)
+    if trained is not None and fields["size"] == SlamConfig.size:
+        fields["size"] = max(trained)
     defaults = cls(
         source="",
-        prior="",
         preset=preset,
         stride=values.stride,
         calibrated=values.calibrated,
         center_principal_point=values.center_principal_point,
-        config=config(**{name: getattr(values.config, name) for name in names}),  # type: ignore[arg-type]
+        config=config(**fields),  # type: ignore[arg-type]
     )
-    for name in ("source", "prior"):
-        # How tyro is told that a field has no default; it is no value of the field's type.
-        object.__setattr__(defaults, name, tyro.MISSING)
+    # How tyro is told that a field has no default; it is no value of the field's type.
+    object.__setattr__(defaults, "source", tyro.MISSING)
     return defaults
-
-
-def _load_retrieval(weights: str, model: mast3r_jax.MASt3R) -> RetrievalModel | None:
-    """The retrieval model beside the network's weights, None if there is none."""
-    if not has_retrieval(weights):
-        return None
-    retrieval = load_retrieval(weights)
-    if retrieval.token_dim != model.config.enc_dim:
-        raise mast3r_jax.CheckpointError(
-            f"{weights}: its retrieval weights read {retrieval.token_dim} channels but its network "
-            f"makes {model.config.enc_dim}; convert the retrieval checkpoint of this network"
-        )
-    return retrieval
-
-
-def _require_folder(weights: str) -> None:
-    path = pathlib.Path(weights)
-    if path.is_file():
-        if (path.parent / "config.json").is_file() and path.suffix == ".safetensors":
-            raise SourceError(f"{path}: is one file of the weights; pass the folder {path.parent}")
-        raise SourceError(
-            f"{path}: is a file, not a folder of converted weights; convert it first: "
-            f"mast3r-slam convert {path} {path.with_suffix('').name}-jax"
-        )
-    if not path.exists() and weights not in presets():
-        raise SourceError(
-            f"{weights}: no such weights; convert published ones with "
-            "`mast3r-slam convert FILE OUT`, or say --prior rendered for a source with "
-            "depth, poses and intrinsics"
-        )
-    missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
-    if path.is_dir() and missing:
-        raise SourceError(
-            f"{path}: no checkpoint folder, it has no {' and no '.join(missing)}; published "
-            "weights are converted with `mast3r-slam convert FILE OUT`"
-        )
 
 
 def _require_geometry(location: str, source: Source) -> None:

@@ -1,7 +1,6 @@
 """What ``demo`` and ``run`` share: progress, output folder, and the report at the end."""
 
 import contextlib
-import dataclasses
 import math
 import pathlib
 import time
@@ -15,12 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from slam import runner
+from slam.cli.prior import ChosenPrior
 from slam.config import SlamConfig
 from slam.io.frames import Source
 from slam.outputs import OutputFiles, check_folder
-from slam.priors.rendered import GeometryNoise
 from slam.reconstruction import Reconstruction
-from slam.types import TwoViewPrior
 
 _STAGES = {
     "source": "waiting for images",
@@ -42,7 +40,7 @@ _STAGES = {
 
 def run_and_report(
     source: Source,
-    prior: TwoViewPrior,
+    chosen: ChosenPrior,
     config: SlamConfig,
     out: pathlib.Path | None,
     *,
@@ -50,23 +48,19 @@ def run_and_report(
     overwrite: bool = False,
     min_confidence: float = 1.5,
     about: Mapping[str, Any],
-    prior_name: str,
-    advice: str,
     hints: Sequence[str] = (),
 ) -> int:
     """Run, write every output into one folder, print what happened and where it is.
 
     Args:
         source: images.
-        prior: two-view prior.
+        chosen: two-view prior, what to call it, and what to say when the run got lost at once.
         config: of the system.
         out: folder for the results; see ``choose_folder``.
         calibrated: track with the intrinsics.
         overwrite: replace the results of an earlier run.
         min_confidence: points of the map are more confident than this.
-        about: further entries for ``run.json``.
-        prior_name: what to call the prior.
-        advice: what to look into when the run got lost at once.
+        about: further entries for ``run.json``; the prior has one already.
         hints: lines to print at the start, such as how the input was understood.
 
     Returns:
@@ -75,37 +69,31 @@ def run_and_report(
     console = Console(highlight=False)
     folder = choose_folder(out, source.name, overwrite)
     say(console, f"{source.name}: {source.num_frames or 'unknown number of'} frames")
-    say(console, f"prior: {prior_name}")
+    say(console, f"prior: {chosen.name}")
     for hint in hints:
         say(console, hint)
     with progress_display(console) as on_progress:
         result = runner.run(
-            source, prior, config, calibrated=calibrated, on_progress=on_progress, num_panels=3
+            source,
+            chosen.prior,
+            config,
+            calibrated=calibrated,
+            on_progress=on_progress,
+            num_panels=3,
         )
     begin = time.perf_counter()
     with console.status("writing results"):
-        files = result.save(folder, min_confidence=min_confidence, overwrite=overwrite, about=about)
+        record = {**about, "prior": chosen.about}
+        files = result.save(
+            folder, min_confidence=min_confidence, overwrite=overwrite, about=record
+        )
     seconds = time.perf_counter() - begin
     done = result.succeeded
-    print_report(console, result, advice=None if done or not result.num_keyframes else advice)
+    print_report(
+        console, result, advice=None if done or not result.num_keyframes else chosen.advice
+    )
     print_files(console, OutputFiles(folder, files.notes), seconds)
     return 0 if done else 1
-
-
-def rendered_name(noise: GeometryNoise) -> str:
-    """What to call the prior that knows the geometry, with all that it gets wrong."""
-    sizes = [
-        f"{name} {100 * value:g} %"
-        for name, value in dataclasses.asdict(noise).items()
-        if name in ("depth", "bias", "scale", "drift") and value
-    ]
-    sizes += [f"descriptors {noise.descriptor:g}"] if noise.descriptor else []
-    return f"rendered geometry; noise: {', '.join(sizes) or 'none'}"
-
-
-def rendered_record(noise: GeometryNoise) -> dict[str, Any]:
-    """The same prior in ``run.json``."""
-    return {"kind": "rendered", "noise": dataclasses.asdict(noise)}
 
 
 def choose_folder(out: pathlib.Path | None, name: str, overwrite: bool) -> pathlib.Path:

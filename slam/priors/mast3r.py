@@ -1,10 +1,13 @@
 """The MASt3R network as the SLAM's two-view prior."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import os
 
-from mast3r_jax import MASt3R, Pointmap
-from mast3r_jax.retrieval import RetrievalModel
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from mast3r_jax import CheckpointError, MASt3R, Pointmap, load
+from mast3r_jax.checkpoint import find
+from mast3r_jax.retrieval import RetrievalModel, has_retrieval, load_retrieval
 from ops.records import Record, record, static_field
 from slam.types import Frame
 
@@ -27,6 +30,30 @@ class MASt3RPrior(Record):
     """The network."""
     retrieval: RetrievalModel | None = None
     """Looks up earlier views by the encoder's tokens; None leaves loops and lost frames open."""
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | os.PathLike[str], *, dtype: DTypeLike | None = None
+    ) -> "MASt3RPrior":
+        """The network of a folder or preset, with the retrieval model beside it if there is one.
+
+        ``dtype`` is that of ``MASt3R``.
+
+        Raises:
+            CheckpointError: one of them cannot be used, or they do not belong together.
+        """
+        folder = find(name_or_path)
+        model = load(folder, dtype=dtype)
+        if not has_retrieval(folder):
+            return cls(model)
+        retrieval = load_retrieval(folder)
+        if retrieval.token_dim != model.config.enc_dim:
+            raise CheckpointError(
+                f"{folder}: its retrieval weights read {retrieval.token_dim} channels but its "
+                f"network makes {model.config.enc_dim}; convert the retrieval checkpoint of this "
+                "network"
+            )
+        return cls(model, retrieval)
 
     def encode(self, frame: Frame) -> MASt3REncoding:
         """Tokens of the frame's image, normalised as the network was trained (spec: [-1, 1])."""

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from slam.cli import demo, main, session
+from slam.cli.prior import ChosenPrior, rendered_name
 from slam.cli.run import Run
 from slam.config import SlamConfig
 from slam.io.open_source import RectifiedSource, open_source
@@ -110,7 +111,7 @@ def test_help_of_run_does_not_drown_the_essential(capsys):
 
 
 def test_parse_errors_say_where_help_is(capsys):
-    for arguments in (["run", "x.mp4"], ["demo", "--frame", "3"], ["fly"], []):
+    for arguments in (["run", "--prior", "x"], ["demo", "--frame", "3"], ["fly"], []):
         with pytest.raises(SystemExit) as stopped:
             call(*arguments)
         assert stopped.value.code == 2
@@ -330,7 +331,7 @@ def test_what_can_be_refused_early_is(capsys, monkeypatch):
     ],
 )
 def test_the_prior_s_name_tells_all_that_it_gets_wrong(sizes, name):
-    assert session.rendered_name(GeometryNoise(*sizes)) == f"rendered geometry; noise: {name}"
+    assert rendered_name(GeometryNoise(*sizes)) == f"rendered geometry; noise: {name}"
 
 
 def test_the_depth_scale_is_told_where_it_is_assumed(tmp_path):
@@ -365,12 +366,10 @@ def test_a_run_that_got_lost_at_once_says_where_to_look(capsys, lost):
     ]
     status = session.run_and_report(
         rim.Frames(frames),
-        rim.EXACT,
+        ChosenPrior(rim.EXACT, "exact", {}, "next: look"),
         rim.CONFIG,
         None,
         about={},
-        prior_name="exact",
-        advice="next: look",
     )
     said = capsys.readouterr().out
     assert status == int(lost) and ("LOST" in said) == ("next: look" in said) == lost
