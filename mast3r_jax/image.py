@@ -66,6 +66,16 @@ class ImageTransform:
         )
         return resize_and_crop @ K
 
+    def resample(self, rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "a b 3"]:
+        """The source's image at the prepared resolution, by Pillow's filters."""
+        height, width = self.resized_shape
+        # Pillow's resize at unchanged size is a copy, so no case distinction is needed for it.
+        shrinks = max(self.source_shape) > max(self.resized_shape)
+        method = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+        resized = np.asarray(Image.fromarray(rgb).resize((width, height), method))
+        top, left = self.crop_start
+        return resized[top : top + self.shape[0], left : left + self.shape[1]].copy()
+
     def sample_nearest(self, values: Shaped[np.ndarray, "h w *c"]) -> Shaped[np.ndarray, "a b *c"]:
         """Values of the source's pixels under the centres of the prepared pixels.
 
@@ -110,13 +120,7 @@ def prepare_image(rgb: np.ndarray, size: int = 512) -> PreparedImage:
     multiple of 16, and for an image so narrow that less than one patch would remain of a side.
     """
     transform = plan(_shape_of(rgb), size)
-    height, width = transform.resized_shape
-    # Pillow's resize at unchanged size is a copy, so no case distinction is needed for it.
-    shrinks = max(transform.source_shape) > max(transform.resized_shape)
-    method = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    resized = np.asarray(Image.fromarray(rgb).resize((width, height), method))
-    top, left = transform.crop_start
-    cropped = resized[top : top + transform.shape[0], left : left + transform.shape[1]].copy()
+    cropped = transform.resample(rgb)
     return PreparedImage(pixels=normalize(cropped), rgb=cropped, transform=transform)
 
 

@@ -36,9 +36,8 @@ from slam.world.dice import Dice
 
 _COARSE = (6, 8)
 """Rays, as (rows, columns), that stand for an image when overlap is estimated: to 2 %."""
-_FREE_HEIGHT_MARGIN = 0.1
-"""Metres that cameras keep from the floor and ceiling of a room's free region, and from its side.
-Solids begin beyond it, so that nothing is nearer than this."""
+_CLEARANCE = 0.1
+"""Metres that cameras keep from the border of a room's free region, behind which solids begin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class PairConfig:
     size: tuple[int, int] = (128, 96)
     """Width and height of the images."""
     pairs: int = 16
-    """How many make a batch, each in a room of its own: drawing one is 2 % of rendering it twice."""
+    """How many make a batch. Each has a room of its own: drawing it takes 2 % of rendering it."""
     correspondences: int = 512
     """Pixels of each view that a pair comes with, matched or not."""
     unmatched: float = 0.25
@@ -64,8 +63,10 @@ class PairConfig:
     rotation: tuple[float, float, float] = (25.0, 60.0, 20.0)
     """Largest rotation of camera 2 against camera 1 about x, y and z: pitch, yaw and roll. Besides,
     camera 2 turns towards what is ahead of camera 1, more or less so."""
-    tilt: tuple[float, float] = (15.0, 10.0)
-    """Further pitch and roll of camera 1, beyond the 25 and 8 of ``random_pose``."""
+    pitch: tuple[float, float] = (-25.0, 5.0)
+    """Range of what is added to camera 1's elevation, within 25 of level; people look down more."""
+    roll: float = 12.0
+    """Most that is added to camera 1's roll, within 8 of upright."""
     field_of_view: tuple[float, float] = (45.0, 85.0)
     """Range of camera 1's horizontal field of view."""
     zoom: float = 1.6
@@ -103,117 +104,135 @@ class PairConfig:
 
 
 @record
-class _Cameras(Record):
-    """The two cameras of a pair."""
+class Scene(Record):
+    """A room and the two cameras of a pair in it; with leading axes, several."""
 
-    T_WC: Float[Array, "2 4 4"]
-    T_12: Float[Array, "4 4"]
-    K: Float[Array, "2 3 3"]
-    exposure: Float[Array, ""]
+    room: Room
+    T_WC: Float[Array, "*b 2 4 4"]
+    """Both cameras to the room."""
+    T_12: Float[Array, "*b 4 4"]
+    """Camera 2 to camera 1."""
+    K: Float[Array, "*b 2 3 3"]
+    """Intrinsics of both, integer pixel centres."""
+    exposure: Float[Array, "*b"]
+    """Factor on the light in the room."""
 
 
 def procedural_pairs(
-    key: PRNGKeyArray,
-    config: PairConfig = PairConfig(),
-    motion: Float[Array, ""] | float = 1.0,
+    key: PRNGKeyArray, config: PairConfig, motion: Float[Array, ""] | float = 1.0
 ) -> PairBatch:
     """Pairs of views of random rooms: new rooms, textures, lights and cameras for every key.
 
-    ``motion``, which may be traced, scales what tells the two cameras of a pair apart: from 0,
-    where their poses and intrinsics are equal, to 1, the ranges of ``config``. The overlap wanted
-    is drawn for each pair from ``config.overlap`` evenly, and met as nearly as one of the
-    candidates does.
+    ``motion`` is that of ``random_scenes``. All surfaces are known.
     """
-    views_key, metric_key, photo_key, match_key = jax.random.split(key, 4)
-    motion = jnp.asarray(motion, jnp.float32)
-    keys = jax.random.split(views_key, config.pairs)
-    rgb, sights, T_12 = jax.vmap(lambda key: _pair(key, config, motion))(keys)
+    scenes = random_scenes(key, config, motion)
+    rgb, sights = jax.vmap(lambda scene: _views(scene, config))(scenes)
+    metric_key, photo_key, match_key = jax.random.split(jax.random.fold_in(key, 1), 3)
     return pair_batch(
         match_key,
         photograph(photo_key, rgb, config.photo),
         sights,
-        T_12,
+        scenes.T_12,
         jax.random.uniform(metric_key, (config.pairs,)) < config.metric,
         n=config.correspondences,
         unmatched=config.unmatched,
     )
 
 
-def _pair(
-    key: PRNGKeyArray, config: PairConfig, motion: Float[Array, ""]
-) -> tuple[Float[Array, "2 h w 3"], Sight, Float[Array, "4 4"]]:
-    """Colours of two views of a new room, their geometry, and ``T_12``."""
-    width, height = config.size
-    room_key, camera_key = jax.random.split(key)
-    room = random_room(room_key, config.room)
-    cameras = _cameras(camera_key, room, config, motion)
-    view = jax.vmap(
-        lambda T_WC, K: render(
-            room, T_WC, K, (height, width), exposure=cameras.exposure, config=config.render
+def random_scenes(
+    key: PRNGKeyArray, config: PairConfig, motion: Float[Array, ""] | float = 1.0
+) -> Scene:
+    """What ``procedural_pairs`` of the same key shows: ``config.pairs`` along the leading axis.
+
+    ``motion``, which may be traced, scales what tells the two cameras of a pair apart: from 0,
+    where their poses and intrinsics are equal, to 1, the ranges of ``config``. The overlap wanted
+    is drawn for each pair from ``config.overlap`` evenly, and met as nearly as one of its
+    candidates does.
+    """
+    motion = jnp.asarray(motion, jnp.float32)
+
+    def one(key: PRNGKeyArray) -> Scene:
+        room_key, first_key, dice_key = jax.random.split(key, 3)
+        room = random_room(room_key, config.room)
+        dice = Dice(dice_key, 16 + 9 * config.candidates)
+        T_W1 = _first_camera(first_key, dice, room, config)
+        K_1, K_2 = _intrinsics(dice, config, motion)
+        T_12 = _candidates(dice, room, T_W1, config, motion)
+        T_W2 = jax.vmap(_times, in_axes=(None, 0))(T_W1, T_12)
+        overlap = jax.vmap(lambda T_W2, T_12: _overlap(room, T_W1, T_W2, T_12, K_1, K_2, config))(
+            T_W2, T_12
         )
-    )(cameras.T_WC, cameras.K)
-    normals = jnp.einsum(
-        "vhwi,vij->vhwj", view.normals_W, cameras.T_WC[:, :3, :3], precision="highest"
-    )
-    sights = Sight(
-        points=jax.vmap(unproject_image)(view.depth, cameras.K),
-        normals=normals,
-        known=jnp.ones(view.depth.shape, bool),
-        K=cameras.K,
-    )
-    return view.rgb, sights, cameras.T_12
+        best = jnp.argmin(jnp.abs(overlap - dice.uniform((), *config.overlap)))
+        return Scene(
+            room=room,
+            T_WC=jnp.stack([T_W1, T_W2[best]]),
+            T_12=T_12[best],
+            K=jnp.stack([K_1, K_2]),
+            exposure=jnp.exp2(config.exposure * dice.uniform((), -1.0, 1.0)),
+        )
+
+    return jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 0), config.pairs))
 
 
-def _cameras(
-    key: PRNGKeyArray, room: Room, config: PairConfig, motion: Float[Array, ""]
-) -> _Cameras:
-    """A camera anywhere in the room's free region, and a second one with the overlap wanted."""
-    c = config
-    pose_key, dice_key = jax.random.split(key)
-    dice = Dice(dice_key, 16 + 9 * c.candidates)
-    reach = room.free_height + jnp.array([1.0, -1.0]) * _FREE_HEIGHT_MARGIN
-    path = PathConfig(clearance=_FREE_HEIGHT_MARGIN)
-    T_W1 = random_pose(pose_key, room, path)
-    height = reach[0] + (reach[1] - reach[0]) * dice.uniform(())
-    T_W1 = T_W1.at[2, 3].set(height)
-    tilt = _radians(c.tilt) * dice.uniform((2,), -1.0, 1.0)
-    tilt = _rotation(jnp.stack([tilt[0], jnp.zeros(()), tilt[1]]))
-    T_W1 = T_W1.at[:3, :3].set(_times(T_W1[:3, :3], tilt))
-    K_1, K_2 = _intrinsics(dice, c, motion)
+def _views(scene: Scene, config: PairConfig) -> tuple[Float[Array, "2 h w 3"], Sight]:
+    """Colours and geometry of both views of one scene."""
+    width, height = config.size
 
-    # How far the candidates go is drawn too: the nearest of them hardly move at all.
-    n = c.candidates
+    def one(T_WC: Float[Array, "4 4"], K: Float[Array, "3 3"]):
+        shape, exposure = (height, width), scene.exposure
+        view = render(scene.room, T_WC, K, shape, exposure=exposure, config=config.render)
+        sight = Sight(
+            points=unproject_image(view.depth, K),
+            normals=_times(view.normals_W, T_WC[:3, :3]),
+            known=jnp.ones(shape, bool),
+            K=K,
+        )
+        return view.rgb, sight
+
+    return jax.vmap(one)(scene.T_WC, scene.K)
+
+
+def _first_camera(
+    key: PRNGKeyArray, dice: Dice, room: Room, config: PairConfig
+) -> Float[Array, "4 4"]:
+    """Anywhere in the room's free region."""
+    T_WC = random_pose(key, room, PathConfig(clearance=_CLEARANCE))
+    low, high = room.free_height + jnp.array([1.0, -1.0]) * _CLEARANCE
+    # About the camera's x axis, upwards is positive.
+    pitch, roll = dice.uniform((), *config.pitch), dice.uniform((), -config.roll, config.roll)
+    tilt = _rotation(jnp.deg2rad(jnp.stack([pitch, jnp.zeros(()), roll])))
+    T_WC = T_WC.at[2, 3].set(low + (high - low) * dice.uniform(()))
+    return T_WC.at[:3, :3].set(_times(T_WC[:3, :3], tilt))
+
+
+def _candidates(
+    dice: Dice,
+    room: Room,
+    T_W1: Float[Array, "4 4"],
+    config: PairConfig,
+    motion: Float[Array, ""],
+) -> Float[Array, "n 4 4"]:
+    """Random second cameras, as ``T_12``, within the room's free region."""
+    n = config.candidates
+    # How far they go is drawn too: some hardly move at all.
     amount = motion * dice.uniform((n, 1))
-    offset = jnp.array([c.translation[0], c.translation[0], c.translation[1]])
-    position = T_W1[:3, 3] + amount * offset * dice.uniform((n, 3), -1.0, 1.0)
-    semi_axes = room.free_semi_axes - _FREE_HEIGHT_MARGIN
+    aside, up = config.translation
+    step = jnp.array([aside, aside, up]) * dice.uniform((n, 3), -1.0, 1.0)
+    position = T_W1[:3, 3] + amount * step
+    semi_axes = room.free_semi_axes - _CLEARANCE
     beyond = jnp.linalg.norm(position[:, :2] / semi_axes, axis=-1, keepdims=True)
+    low, high = room.free_height + jnp.array([1.0, -1.0]) * _CLEARANCE
     position = jnp.concatenate(
-        [
-            position[:, :2] / jnp.maximum(beyond, 1.0),
-            jnp.clip(position[:, 2:], reach[0], reach[1]),
-        ],
-        axis=-1,
+        [position[:, :2] / jnp.maximum(beyond, 1.0), jnp.clip(position[:, 2:], low, high)], axis=-1
     )
     t_12 = _times(position - T_W1[:3, 3], T_W1[:3, :3])
     ahead = jnp.array([0.0, 0.0, 1.0]) * dice.uniform((n, 1), 1.0, 5.0) - t_12
     gaze = dice.uniform((n, 1)) * _turn_towards(ahead)
-    turn = amount * _radians(c.rotation) * dice.uniform((n, 3), -1.0, 1.0)
+    most = jnp.deg2rad(jnp.array(config.rotation))
+    turn = amount * most * dice.uniform((n, 3), -1.0, 1.0)
     R_12 = jax.vmap(_times)(jax.vmap(_rotation)(gaze), jax.vmap(_rotation)(turn))
-    T_12 = jnp.zeros((n, 4, 4)).at[:, 3, 3].set(1.0).at[:, :3, :3].set(R_12)
-    T_12 = T_12.at[:, :3, 3].set(t_12)
-    T_W2 = jax.vmap(_times, in_axes=(None, 0))(T_W1, T_12)
-
-    overlap = jax.vmap(lambda T_W2, T_12: _overlap(room, T_W1, T_W2, T_12, K_1, K_2, c.size))(
-        T_W2, T_12
-    )
-    best = jnp.argmin(jnp.abs(overlap - dice.uniform((), *c.overlap)))
-    return _Cameras(
-        T_WC=jnp.stack([T_W1, T_W2[best]]),
-        T_12=T_12[best],
-        K=jnp.stack([K_1, K_2]),
-        exposure=jnp.exp2(c.exposure * dice.uniform((), -1.0, 1.0)),
-    )
+    T_12 = jnp.zeros((n, 4, 4)).at[:, 3, 3].set(1.0)
+    return T_12.at[:, :3, :3].set(R_12).at[:, :3, 3].set(t_12)
 
 
 def _intrinsics(
@@ -245,10 +264,10 @@ def _overlap(
     T_12: Float[Array, "4 4"],
     K_1: Float[Array, "3 3"],
     K_2: Float[Array, "3 3"],
-    size: tuple[int, int],
+    config: PairConfig,
 ) -> Float[Array, ""]:
     """Share of view 2, on a coarse grid, whose surface points view 1 sees."""
-    width, height = size
+    width, height = config.size
     # The centre of coarse pixel i lies at (i + 1/2) * side - 1/2.
     side = jnp.array([width / _COARSE[1], height / _COARSE[0], 1.0])
     K = K_2.at[:2, 2].add(0.5) / side[:, None]
@@ -258,10 +277,6 @@ def _overlap(
     points_1 = transform(T_12, unproject_image(view.depth, K))
     _, inside = nearest_pixel(points_1, K_1, (height, width))
     return jnp.mean(inside & sees(room, T_W1[:3, 3], view.points_W), dtype=jnp.float32)
-
-
-def _radians(degrees: tuple[float, ...]) -> Float[Array, "n"]:
-    return jnp.array([math.radians(angle) for angle in degrees], jnp.float32)
 
 
 def _rotation(vector: Float[Array, "3"]) -> Float[Array, "3 3"]:
