@@ -54,9 +54,9 @@ def factor_gradient(
     in everything: what is not valid has derivative 0.
     """
     valid = valid & _finite(points, measured, q)
-    Y = moved(columns_where(valid, points), T)
+    Y = once(moved(columns_where(valid, points), T))
     sight, range_ = _slopes(measured, q, valid, config, K, image_shape, pixels, noise)
-    return _gradient(*_moments(Y, sight(Y), range_(Y)))
+    return _gradient(*_moments(Y, *once((sight(Y), range_(Y)))))
 
 
 def factor_curvature(
@@ -83,6 +83,7 @@ def factor_curvature(
         of_sight.append(bend)
         g_range, bend = jax.jvp(range_, (Y,), (along,))
         of_range.append(bend)
+    of_sight, of_range, g_sight, g_range = once((of_sight, of_range, g_sight, g_range))
     G, M = _moments(Y, g_sight, g_range)
 
     x, y, z = Y
@@ -94,7 +95,11 @@ def factor_curvature(
         both = [a + b for a, b in zip(of_s, of_r, strict=True)]
         row = [sum(both[k] * D[k][c] for k in range(3)) for c in range(6)]
         hD.append([*row, sum(of_r[k] * D[k][6] for k in range(3)) - g])
-    left, right = (jnp.stack([jnp.stack(row) for row in rows]) for rows in (D, hD))
+    # Joined as in ``factor_gram``, for the same reason.
+    left, right = (
+        jnp.concatenate([entry[None] for row in rows for entry in row], axis=1).reshape(3, 7, -1)
+        for rows in (D, hD)
+    )
     products = jnp.matmul(left, right.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
     DhD = jnp.sum(products, axis=0)
     DhD = DhD.at[6, :6].set(DhD[:6, 6])
@@ -106,8 +111,7 @@ def _slopes(measured, q, valid, config, K, image_shape, pixels, noise):
 
     Of the part that sees directions, and of the part that sees distance.
     """
-    z = columns_where(valid, measured)
-    q = jnp.where(valid, q, 0)
+    z, q = once((columns_where(valid, measured), jnp.where(valid, q, 0)))
 
     def cost(Y: list[Column], of_range: bool) -> Float[Array, ""]:
         if isinstance(config, RayFactorConfig):
@@ -116,14 +120,19 @@ def _slopes(measured, q, valid, config, K, image_shape, pixels, noise):
             assert K is not None and image_shape is not None and pixels is not None
             value, in_front = pinhole.project(Y, K, config.depth_eps)
             target, weight = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
+        target, value = once((target, value))
         components = [*zip(target, value, precisions(noise, len(value)), strict=True)]
         total = jnp.zeros_like(weight)
         for seen_at, expected, precision in components[-1:] if of_range else components[:-1]:
-            whitened = robust.sqrt_or_zero(weight) * precision * (seen_at - expected)
+            whitened = once(robust.sqrt_or_zero(weight) * precision * (seen_at - expected))
             total = total + robust.huber_loss(whitened, noise.huber)
         return jnp.sum(total)
 
     return [jax.grad(functools.partial(cost, of_range=part)) for part in (False, True)]
+
+
+once = jax.lax.optimization_barrier
+"""What a pixel gives is computed once and then read: XLA would compute it anew for every sum."""
 
 
 def _finite(

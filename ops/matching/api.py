@@ -7,6 +7,7 @@ raises ``NotImplementedError``.
 
 from types import ModuleType
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -40,6 +41,10 @@ def match(
     """
     _same_image("match", points_21.shape, points_11.shape)
     _same_image("match", descriptors_1.shape[:2], points_11.shape[:2])
+    # Whole pixels have no derivative: what leads to them need not be kept for one.
+    points_11, points_21, descriptors_1, descriptors_2 = jax.lax.stop_gradient(
+        (points_11, points_21, descriptors_1, descriptors_2)
+    )
     projection = iterative_projection(points_11, points_21, init, config, implementation)
     width = points_11.shape[1]
     start = _linear_index(projection.uv, width)
