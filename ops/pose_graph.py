@@ -20,6 +20,7 @@ so the blocks off the diagonal are ``-A^T (S + N/2) A`` and its transpose with
 ``N(a, b) = g . [a, b]``: an edge pulls at its poses, and only all edges of a pose are in balance.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -151,7 +152,7 @@ def optimize_graph(
 
     def condition(T: Sim3, report: Any, p: _Problem) -> Float[Array, "n 7"]:
         T = _where(report[-1], T, p.T_WC)
-        gradients = edge_derivatives.edge_gradients(*p.factors(T), *rest, p.noise)
+        gradients = p.at(edge_derivatives.edge_gradients, T, *rest)
         return jnp.where(report[-1][:, None], _at_poses(T, gradients, p.edges), 0)
 
     def follow(
@@ -159,7 +160,7 @@ def optimize_graph(
     ) -> Float[Array, "n 7"]:
         _, _, status, _, moving = report
         moving = moving & (status < SolverStatus.NOT_FINITE)
-        gradients, hessians = edge_derivatives.edge_curvatures(*p.factors(T), *rest, p.noise)
+        gradients, hessians = p.at(edge_derivatives.edge_curvatures, T, *rest)
         blocks = EdgeBlocks(hessians, -gradients, jnp.zeros_like(gradients[:, 0]))
         H = _assembled(T, blocks, p.edges, moving)
         last = _used(moving)
@@ -189,9 +190,26 @@ class _Problem(Record):
     free: Bool[Array, "n"]
     noise: FactorNoise
 
-    def factors(self, T_WC: Sim3) -> tuple[Any, ...]:
-        """The same problem at other poses, as functions of edges take it."""
-        return T_WC, self.points, self.confidence, self.edges, self.K
+    def at(
+        self,
+        function: Callable[..., Any],
+        T_WC: Sim3,
+        config: FactorConfig,
+        image_shape: tuple[int, int] | None,
+        min_confidence: float,
+    ) -> Any:
+        """A function of ``ops.edge_system.differentiable`` at other poses."""
+        return function(
+            T_WC,
+            self.points,
+            self.confidence,
+            self.edges,
+            self.K,
+            config,
+            image_shape,
+            min_confidence,
+            self.noise,
+        )
 
 
 def _iterate(
@@ -207,8 +225,7 @@ def _iterate(
 
     def linearize(T: Sim3) -> EdgeBlocks:
         if unrolled:
-            arguments = (*p.factors(T), config, image_shape, min_confidence, p.noise)
-            return edge_derivatives.edge_blocks(*arguments)
+            return p.at(edge_derivatives.edge_blocks, T, config, image_shape, min_confidence)
         return linearize_edges(
             T,
             p.points,
