@@ -81,8 +81,9 @@ def _white(seeds: UInt32[Array, "b v"], shape: tuple[int, ...]) -> Float[Array, 
 
     JAX's generator would take half as long as the renderer.
     """
-    place = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
-    h = jax.vmap(jax.vmap(lambda seed: lattice_hash(place, jnp.zeros_like(place), seed)))(seeds)
+    place = jnp.arange(math.prod(shape), dtype=jnp.int32)
+    place, seed = jnp.broadcast_arrays(place, seeds[..., None])
+    h = lattice_hash(place, jnp.zeros_like(place), seed).reshape(*seeds.shape, *shape)
     total = sum((unit(h, byte) for byte in range(1, 4)), start=unit(h, 0))
     return (total - 2.0) * math.sqrt(3.0)
 

@@ -89,7 +89,7 @@ def mutual_pixels(
 
 
 def sample_correspondences(
-    key: PRNGKeyArray,
+    chance: Float[Array, "2 hw"],
     to_1: Int[Array, "hw"],
     matched: Bool[Array, "hw"],
     n: int,
@@ -97,18 +97,17 @@ def sample_correspondences(
 ) -> tuple[Int[Array, "n"], Int[Array, "n"], Bool[Array, "n"]]:
     """``n`` pixels of each view (linear indices), the first of them matched, and which are.
 
-    ``to_1`` and ``matched`` are those of ``mutual_pixels``. At least the share ``unmatched`` is
-    not matched: pixels drawn at random from those of both views that are in none of the pairs
-    chosen. No view's pixel is drawn twice.
+    ``to_1`` and ``matched`` are those of ``mutual_pixels``; ``chance`` are random numbers in [0, 1)
+    for the pixels of both views. At least the share ``unmatched`` is not matched: pixels at random
+    of those that are in none of the pairs chosen. No view's pixel occurs twice.
     """
-    chance = jax.random.uniform(key, (2, to_1.shape[0]))
     most = n - round(unmatched * n)
     # One by one in random order: the pixels that are matched, then the others.
-    _, pixels_2 = jax.lax.top_k(jnp.where(matched, 1.0, 0.0) + chance[0], n)
+    _, pixels_2 = jax.lax.top_k(jnp.where(matched, 1.0, 0.0) + chance[1], n)
     true = matched[pixels_2] & (jnp.arange(n) < most)
     partner = to_1[pixels_2]
     taken = jnp.zeros(to_1.shape, bool).at[partner].max(true)
-    _, others = jax.lax.top_k(jnp.where(taken, -1.0, chance[1]), n)
+    _, others = jax.lax.top_k(jnp.where(taken, -1.0, chance[0]), n)
     # From the first on: images of few pixels have just enough.
     rank = jnp.maximum(jnp.arange(n) - jnp.sum(true), 0)
     return jnp.where(true, partner, others[rank]), pixels_2, true
@@ -137,12 +136,12 @@ def pair_batch(
         )
     sight_1, sight_2 = (jax.tree.map(lambda leaf, v=v: leaf[:, v], sights) for v in range(2))
 
-    def match(key, sight_1, sight_2, T_12):
+    def match(chance, sight_1, sight_2, T_12):
         to_1, matched = mutual_pixels(sight_1, sight_2, T_12, tolerance)
-        return sample_correspondences(key, to_1, matched, n, unmatched)
+        return sample_correspondences(chance, to_1, matched, n, unmatched)
 
-    keys = jax.random.split(key, images.shape[0])
-    index_1, index_2, matched = jax.vmap(match)(keys, sight_1, sight_2, T_12)
+    chance = jax.random.uniform(key, (images.shape[0], 2, height * width))
+    index_1, index_2, matched = jax.vmap(match)(chance, sight_1, sight_2, T_12)
     pixels_1, pixels_2 = (
         jnp.stack([index % width, index // width], axis=-1) for index in (index_1, index_2)
     )

@@ -127,7 +127,7 @@ def procedural_pairs(
     """
     scenes = random_scenes(key, config, motion)
     rgb, sights = jax.vmap(lambda scene: _views(scene, config))(scenes)
-    metric_key, photo_key, match_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+    metric_key, photo_key, match_key = _keys(key, config)[config.pairs :]
     return pair_batch(
         match_key,
         photograph(photo_key, rgb, config.photo),
@@ -171,7 +171,12 @@ def random_scenes(
             exposure=jnp.exp2(config.exposure * dice.uniform((), -1.0, 1.0)),
         )
 
-    return jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 0), config.pairs))
+    return jax.vmap(one)(_keys(key, config)[: config.pairs])
+
+
+def _keys(key: PRNGKeyArray, config: PairConfig) -> Array:
+    """One for each scene, and three for the images of all."""
+    return jax.random.split(key, config.pairs + 3)
 
 
 def _views(scene: Scene, config: PairConfig) -> tuple[Float[Array, "2 h w 3"], Sight]:

@@ -20,8 +20,8 @@ from slam.priors.rendered import depth_edges, fill, transform
 
 TOLERANCE = 0.02
 """Relative error of depth to be expected, of sensor and poses together."""
-_STRIDE = 4
-"""Every so manieth pixel, along both sides, tells the overlap of two frames."""
+_ROWS = 24
+"""About as many rows of pixels, and columns as far apart, tell the overlap of two frames."""
 
 
 @record
@@ -150,11 +150,12 @@ def _sight(recording: RgbdPairs, frame: Int[Array, ""]) -> Sight:
 @jax.jit
 def _overlaps(recording: RgbdPairs) -> Float[Array, "m"]:
     """Overlap of all pairs; of a part of the pixels, as if there were no others."""
-    part = slice(_STRIDE // 2, None, _STRIDE)
+    stride = max(1, recording.depth.shape[1] // _ROWS)
+    part = slice(stride // 2, None, stride)
 
     def reduced(frame: Int[Array, ""]) -> Sight:
         sight = _sight(recording, frame)
-        K = sight.K.at[:2, 2].add(-float(part.start)).at[:2].divide(float(_STRIDE))
+        K = sight.K.at[:2, 2].add(-float(part.start)).at[:2].divide(float(stride))
         points, normals, known = (x[part, part] for x in (sight.points, sight.normals, sight.known))
         return Sight(points=points, normals=normals, known=known, K=K)
 

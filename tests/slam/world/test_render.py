@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slam.world import RenderConfig, random_pose, random_room, render
+from slam.world import RenderConfig, random_pose, random_room, render, sees
 from tests.slam.world import ray_caster
 
 SHAPE = (48, 64)
@@ -176,6 +176,25 @@ def test_second_view_sees_the_same_points_and_colours():
     # more than that.
     assert np.median(np.concatenate(colours)) < 0.02
     assert np.concatenate(colours).mean() < 0.2 * np.concatenate(contrast).mean()
+
+
+def test_sees_what_the_ray_caster_meets_first():
+    """Points that one camera sees, judged from the place of another."""
+    hidden = 0
+    for seed in range(4):
+        room, _ = scene(seed)
+        points = view_of(seed).points_W
+        origin = random_pose(jax.random.key(50 + seed), room)[:3, 3]
+        seen = np.asarray(sees(room, origin, points)).ravel()
+        origin = np.asarray(origin, np.float64)
+        rays = np.asarray(points, np.float64).reshape(-1, 3) - origin
+        first, _ = ray_caster.cast(room, origin, rays)
+        # Surfaces closer behind each other than a hundredth of their distance do not count.
+        clear = (first > 0.9999) | (first < 0.99)
+        np.testing.assert_array_equal(seen[clear], first[clear] > 0.9999)
+        assert clear.mean() > 0.9 and seen.mean() > 0.2
+        hidden += (~seen).sum()
+    assert hidden > 300
 
 
 def test_neighbouring_pixels_differ_and_rooms_differ():
