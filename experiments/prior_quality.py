@@ -114,6 +114,7 @@ def judge_prior(
     options: QualityOptions,
     walk: pathlib.Path | None = None,
     depth_scale: float | None = None,
+    before_each: Callable[[str], None] = lambda name: None,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> dict[str, Any]:
     """Judges a prior on rooms and perhaps a recording; goes on with what is in ``out`` already.
@@ -127,6 +128,7 @@ def judge_prior(
         options: what is looked at.
         walk: a recording in the layout of TUM's, or anything else with depth, poses, intrinsics.
         depth_scale: units per metre of its depth images.
+        before_each: called before a sequence is judged; what it raises ends everything.
         say: prints a line.
 
     Returns:
@@ -145,7 +147,12 @@ def judge_prior(
         groups[WALK] = [("recording", opener(str(walk), depth_scale))]
     records = {
         group: judge_all(
-            judge, sources, out / "sequences", fingerprint, lambda n, r: say(_line(n, r))
+            judge,
+            sources,
+            out / "sequences",
+            fingerprint,
+            lambda name, record: say(_line(name, record)),
+            before_each,
         )
         for group, sources in groups.items()
     }

@@ -168,6 +168,7 @@ def judge_all(
     folder: pathlib.Path,
     fingerprint: Mapping[str, Any],
     report: Callable[[str, dict[str, Any]], None],
+    before_each: Callable[[str], None] = lambda name: None,
 ) -> list[dict[str, Any]]:
     """Records of all sequences, each written as it ends; what is there already is not done again.
 
@@ -177,12 +178,14 @@ def judge_all(
         folder: for the records.
         fingerprint: of prior and options: a record of others is replaced.
         report: called with every record.
+        before_each: called before a sequence is judged; what it raises ends everything.
     """
     records = []
     for name, opened in sources:
         path = folder / f"{name}.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if kept.get("of") != fingerprint:
+            before_each(name)
             kept = {"of": dict(fingerprint), **judge(opened())}
             with atomic_write(path) as file:
                 file.write((json.dumps(kept, indent=1, allow_nan=False) + "\n").encode())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.clips import COLORS, write_png
 from experiments.quality.evaluation import CONSTANT, CONTENDERS, IDENTITY, PATCHES, PRIOR
@@ -131,6 +132,7 @@ def _systems(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     errors = [np.nan if s["ate_m"] is None else s["ate_m"] for s in systems]
     axes.bar(place - 0.2, errors, 0.4, color=COLORS[1])
     axes.set(xlabel="sequence", ylabel="error of the trajectory, m")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.label.set_color(COLORS[1])
     lost = axes.twinx()
     lost.bar(place + 0.2, [s["lost"] / s["frames"] for s in systems], 0.4, color=COLORS[2])

@@ -142,8 +142,8 @@ class TrainConfig:
         patch, (width, height) = self.network.sizes.patch_size, self.pairs.size
         if width % patch or height % patch:
             raise ValueError(
-                f"pairs.size={width}x{height} must be multiples of the network's patch of "
-                f"{patch} pixels"
+                f"images of {width}x{height} pixels, as pairs.size says, do not divide into the "
+                f"network's patches of {patch}x{patch}"
             )
 
     def to_json(self) -> str:

@@ -1,6 +1,5 @@
 """Several processes, on one host or many, that train together."""
 
-import dataclasses
 import json
 from typing import Any, TypeVar
 
@@ -9,38 +8,36 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.training.step import Recipe
+from slam.io.frames import SourceError
 
 T = TypeVar("T")
 _TEXT = 1 << 16
 """Bytes that everything the processes must agree on fits into, as JSON."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Hosts:
-    """Which process of how many this is."""
+def join(coordinator: str | None, processes: int, process_id: int) -> None:
+    """Waits for the other processes; to be called before the first computation.
 
-    coordinator: str | None = None
-    """Where process 0 can be reached by the others, as HOST:PORT with a free port."""
-    processes: int = 1
-    """Processes in all; each is started with the same command line but for its number."""
-    process_id: int = 0
-    """Number of this process, from 0. Only process 0 reads and writes files."""
+    Args:
+        coordinator: where process 0 can be reached, as HOST:PORT, any port that is free there.
+        processes: how many train together; with one, nothing happens.
+        process_id: which one this is, from 0. Only process 0 reads and writes files.
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.process_id < self.processes:
-            raise ValueError(
-                f"process_id={self.process_id} must be from 0 to {self.processes - 1}, below the "
-                "number of processes"
+    Raises:
+        SourceError: the three do not fit together.
+    """
+    if not 0 <= process_id < processes:
+        raise SourceError(
+            f"--process-id {process_id}: must be at least 0 and below --processes {processes}"
+        )
+    if processes > 1:
+        if coordinator is None:
+            raise SourceError(
+                f"--processes {processes}: they find each other by --coordinator HOST:PORT, an "
+                "address of process 0 with a free port"
             )
-        if self.processes > 1 and self.coordinator is None:
-            raise ValueError(f"coordinator=None must be HOST:PORT for {self.processes} processes")
-
-
-def join(hosts: Hosts) -> None:
-    """Waits for the other processes; before the first computation, and a no-op for one process."""
-    if hosts.processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process_id)
+        jax.distributed.initialize(coordinator, processes, process_id)
 
 
 def of_first(tree: T) -> T:

@@ -36,7 +36,7 @@ class Progress:
     last_step: int
     """Where the run ends."""
     loss: float
-    """Mean over the last dispatch."""
+    """Mean over the last dispatch; not a number before the first."""
     pairs_per_second: float
     """Of the last dispatches; not a number while unknown."""
     seconds_left: float

@@ -4,6 +4,8 @@ import math
 
 RESERVE_FACTOR = 1.5
 """The writing at the end is given its longest measured time times this."""
+RESERVE_SECONDS = 3.0
+"""And this long for the process itself, which has to start and to end."""
 STEP_FACTOR = 1.2
 """Steps are expected to take their measured time times this when the end is near."""
 
@@ -58,7 +60,7 @@ class Pace:
     def reserve(self) -> float:
         """Seconds kept free for writing."""
         measured = self._measured_reserve
-        return self._reserve if measured is None else RESERVE_FACTOR * measured + 1.0
+        return self._reserve if measured is None else RESERVE_FACTOR * measured + RESERVE_SECONDS
 
     def took(self, steps: int, seconds: float) -> None:
         """A dispatch has taken so long, from the end of the one before it."""

@@ -111,6 +111,8 @@ def train(
             report=report,
         )
         stack.enter_context(_signals(loop.interrupt, on_signal))
+        # Nothing can be refused any more, and compiling begins.
+        report(Progress(step, last_step, math.nan, math.nan, math.nan))
         if common["shares"]:
             loop.step_times = time_pieces(recipe, state)
         return Outcome(*loop.run(state, step))

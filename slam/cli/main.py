@@ -13,9 +13,12 @@ import jax
 import tyro
 
 import weights_conversion.cli
+from experiments.training.config import TrainConfig
+from experiments.training.presets import PRESETS
 from mast3r_jax import CheckpointError, ConfigError
 from slam.cli.demo import Demo
 from slam.cli.run import BriefRun, Run, run_defaults
+from slam.cli.train import BriefTrain, Train, train_defaults
 from slam.io.frames import SourceError
 from slam.outputs import package_version
 
@@ -28,6 +31,9 @@ On your own images, with the published MASt3R weights:
   python -m weights_conversion download
   mast3r-slam convert checkpoints/*metric.pth weights
   mast3r-slam run video.mp4 --prior weights
+
+To train a small network of your own:
+  mast3r-slam train runs/first
 
 mast3r-slam --version tells the version."""
 
@@ -47,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process when omitted.
 
     Returns:
-        Exit status: 0 done, 1 done but no frame beyond the first could be placed, 2 the input
-        cannot be used.
+        Exit status: 0 done; 1 done but no frame beyond the first could be placed, or training has
+        diverged; 2 the input cannot be used; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:
@@ -57,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     brief = not {"-h", "--help"}.isdisjoint(arguments)
     arguments = ["--help" if a == "--help-all" else a for a in arguments]
     try:
-        command = _parse(arguments, BriefRun if brief else Run)
+        command = _parse(arguments, brief)
+        if isinstance(command, Train):
+            # Which settings its options start from is known when the others are.
+            command = _parse(arguments, brief, command.base_config())
         if isinstance(command, weights_conversion.cli.Convert):
             return weights_conversion.cli.run(command)
         _keep_compiled_programs()
@@ -70,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
-    """The command asked for.
+def _parse(arguments: Sequence[str], brief: bool, training: TrainConfig = PRESETS["small"]) -> Any:
+    """The command asked for; the options of ``train`` start from the settings ``training``.
 
     Raises:
         SourceError: the preset cannot be read; or a value that a configuration record refuses,
@@ -82,7 +91,7 @@ def _parse(arguments: Sequence[str], run: type[Run]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                _commands(run, arguments),
+                _commands(arguments, brief, training),
                 prog="mast3r-slam",
                 description=DESCRIPTION,
                 args=arguments,
@@ -115,14 +124,20 @@ def _asked(arguments: Sequence[str], option: str) -> str | None:
     return value
 
 
-def _commands(run: type[Run], arguments: Sequence[str]) -> Any:
+def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> Any:
     """The union of all commands, as tyro reads it; ``run`` starts from a preset's values."""
+    # The brief classes are the others in all but what their help shows.
+    run, train = (BriefRun, BriefTrain) if brief else (Run, Train)
     defaults = run_defaults(
         run, _asked(arguments, "--preset") or "base", _asked(arguments, "--prior")
     )
     demo = tyro.conf.subcommand("demo", description=Demo.__doc__)
-    # BriefRun is Run in all but what its help shows.
     of_run = tyro.conf.subcommand("run", description=Run.__doc__, default=defaults)
+    of_train = tyro.conf.subcommand(
+        "train",
+        description="Train a small two-view prior on rooms that are made up as it learns.",
+        default=train_defaults(train, training),
+    )
     convert = weights_conversion.cli.Convert
     of_convert = tyro.conf.subcommand(
         "convert",
@@ -131,6 +146,7 @@ def _commands(run: type[Run], arguments: Sequence[str]) -> Any:
     return (
         Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]
         | Annotated[run, of_run]
+        | Annotated[train, of_train]
         | Annotated[convert, of_convert]
     )
 

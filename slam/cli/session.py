@@ -36,6 +36,11 @@ _STAGES = {
     "frame": "whole frame",
 }
 """Stages of ``slam.runner`` in the order of the report, and what it calls them."""
+NOT_STARTED = (
+    "next: the prior is confident of nothing in these images. Do they show anything, and if it is "
+    "a network, are its weights trained?"
+)
+"""What to look into when there was not even a first keyframe."""
 
 
 def run_and_report(
@@ -89,9 +94,8 @@ def run_and_report(
         )
     seconds = time.perf_counter() - begin
     done = result.succeeded
-    print_report(
-        console, result, advice=None if done or not result.num_keyframes else chosen.advice
-    )
+    advice = chosen.advice if result.num_keyframes else NOT_STARTED
+    print_report(console, result, advice=None if done else advice)
     print_files(console, OutputFiles(folder, files.notes), seconds)
     return 0 if done else 1
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import ops  # noqa: F401  (sets a flag before JAX starts)
 from experiments.training import metrics
-from experiments.training.hosts import Hosts, join
+from experiments.training.hosts import join
 from experiments.training.step import new_state, pairs_of_step
 from experiments.training.trainer import train
 from tests.experiments.training import cheap
@@ -23,7 +23,7 @@ CONFIG = cheap.changed(cheap.CONFIG, dispatch={"max_steps": 1})
 
 
 def main(out: pathlib.Path, processes: int = 1, process_id: int = 0, port: str = "") -> None:
-    join(Hosts(f"localhost:{port}" if processes > 1 else None, processes, process_id))
+    join(f"localhost:{port}", processes, process_id)
     metrics.draw_curves = lambda path, rows: None  # which takes longer than all the rest
     # Only process 0 knows the folder: the others need none in common with it.
     folder = out / "run" if process_id == 0 else pathlib.Path("/nowhere")

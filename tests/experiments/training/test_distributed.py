@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.training import metrics
-from experiments.training.hosts import Hosts
+from experiments.training.hosts import join
 from experiments.training.run_folder import Start, open_start
+from slam.io.frames import SourceError
 from tests.experiments.training import distributed
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -105,11 +106,11 @@ def test_devices_and_processes_train_as_one_device_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((None, 2, 0), "coordinator=None must be HOST:PORT for 2 processes"),
-        (("localhost:1", 2, 2), "process_id=2 must be from 0 to 1"),
-        ((None, 1, -1), "process_id=-1 must be from 0 to 0"),
+        ((None, 2, 0), "--processes 2: they find each other by --coordinator HOST:PORT"),
+        (("localhost:1", 2, 2), "--process-id 2: must be at least 0 and below --processes 2"),
+        ((None, 1, -1), "--process-id -1: must be at least 0 and below --processes 1"),
     ],
 )
 def test_hosts_that_cannot_be(values, words):
-    with pytest.raises(ValueError, match=words):
-        Hosts(*values)
+    with pytest.raises(SourceError, match=words):
+        join(*values)
