@@ -342,12 +342,12 @@ def _reporter(clock: Callable[[], float]) -> Callable[[Progress], None]:
         nonlocal said
         if clock() - said >= 10 or progress.written:
             said = clock()
-            written = "; written" if progress.written else ""
-            say(
-                f"step {progress.step} of {progress.last_step}  loss {progress.loss:.4f}  "
-                f"{progress.pairs_per_second:.0f} pairs/s  {progress.seconds_left:.0f} s left"
-                f"{written}"
-            )
+            parts = [f"step {progress.step} of {progress.last_step}"]
+            parts += [f"loss {progress.loss:.4f}"] if np.isfinite(progress.loss) else ["compiling"]
+            if np.isfinite(progress.pairs_per_second):
+                parts.append(f"{progress.pairs_per_second:.0f} pairs/s")
+                parts.append(f"{progress.seconds_left:.0f} s left")
+            say(", ".join(parts) + ("; written" if progress.written else ""))
 
     return report
 

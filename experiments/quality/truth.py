@@ -112,11 +112,13 @@ def choose_pairs(frames: Sequence[Frame], choice: PairChoice, name: str) -> Fram
     pairs = []
     for start in np.linspace(0, len(frames) - 1 - choice.reach, choice.starts).astype(int):
         later = frames[start + 1 : start + 1 + choice.reach]
-        ahead = FramePair(_stack([frames[start]] * choice.reach), _stack(later))
-        overlaps = np.asarray(_overlaps(ahead))
+        first = _stack([frames[start]] * choice.reach), _stack(later)
+        ahead, back = (np.asarray(_overlaps(FramePair(*f))) for f in (first, first[::-1]))
         for wanted in choice.overlaps:
+            turned = len(pairs) % 2 == 1
+            overlaps = back if turned else ahead
             pair = frames[start], later[int(np.argmin(np.abs(overlaps - wanted)))]
-            pairs.append(pair if len(pairs) % 2 == 0 else pair[::-1])
+            pairs.append(pair[::-1] if turned else pair)
     return FramePair(_stack([p[0] for p in pairs]), _stack([p[1] for p in pairs]))
 
 

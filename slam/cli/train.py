@@ -189,10 +189,7 @@ def _report(console: Console, outcome: "Outcome", folder: pathlib.Path) -> None:
     console.print()
     say(console, f"Stopped {verdict[outcome.ended_by]}", style="bold")
     if outcome.ended_by == "divergence":
-        say(
-            console,
-            "next: a new run with a lower --config.optimizer.learning-rate or a longer warm-up",
-        )
+        say(console, "next: a new run with a lower --config.optimizer.learning-rate")
     if record.get("pairs_per_second"):
         rate, seconds = record["pairs_per_second"], record["seconds_to_first_step"]
         say(console, f"{_rate(rate)} after the first step, which came after {seconds:.0f} s")
