@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mast3r_jax import checkpoint, load
+from mast3r_jax.packaging import package
 from slam.cli import demo, main, session
 from slam.cli.prior import ChosenPrior, rendered_name
 from slam.cli.run import Run
@@ -22,6 +24,7 @@ from slam.presets import read_preset
 from slam.priors.rendered import GeometryNoise
 from slam.reconstruction import Reconstruction
 from tests.conftest import DATA
+from tests.mast3r_jax.test_card import CARD
 from tests.slam import rim
 from tests.slam.io.recordings import write_images, write_tum
 
@@ -454,15 +457,17 @@ def consistent(said, status, folder, frames):
     return told
 
 
-def test_the_network_runs_on_a_video(capsys, weights):
-    """From a checkpoint in the published layout to a map; its parameters are random numbers, so
-    whether it finds its way is chance, but that every stage runs and tells the truth is not."""
+def test_the_network_of_the_package_runs_on_a_video(capsys, weights, tmp_path, monkeypatch):
+    """From pixels to a map with nothing but a video; the network's parameters are random numbers,
+    so whether it finds its way is chance, but that every stage runs and tells the truth is not."""
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
+    package(tmp_path / "pretrained" / "small", load(weights), None, CARD)
     write_video(open_source("procedural:room?seed=3&frames=6&size=64x48"), "walk.mp4")
-    status = call("run", "walk.mp4", "--prior", weights, *NETWORK)
+    status = call("run", "walk.mp4", "--config.keyframe-capacity", 4)
     said, err = capsys.readouterr()
-    assert err == ""
+    assert err == "" and "prior: MASt3R, the small one of this package" in said
     told = consistent(said, status, pathlib.Path("outputs/walk"), 6)
-    assert told["prior"] == {"kind": "mast3r", "weights": str(weights), "precision": "float32"}
+    assert told["prior"] == {"kind": "mast3r", "weights": "small", "precision": "float32"}
     assert told["source"] == "walk.mp4"
     assert told["config"]["size"] == 64 and told["ate"] == []
     calls = {name: row["calls"] for name, row in told["timing"]["stages"].items()}

@@ -1,11 +1,8 @@
 """Which prior ``demo`` and ``run`` take by themselves: the network of the package, if it has one.
 
-The network packaged here has random parameters: that it is lost is no surprise, that the commands
-say so is what is tested.
+A whole run with the network of the package is in ``test_cli``.
 """
 
-import functools
-import json
 import pathlib
 
 import numpy as np
@@ -124,19 +121,3 @@ def test_retrieval_weights_of_another_network_are_refused(packaged, capsys):
         if width == 64:
             assert MASt3RPrior.load("small").retrieval.num_centroids == 4
     assert "read 32 channels but its network makes 64" in refused(capsys, "demo")
-
-
-def test_demo_on_pixels(packaged, capsys, monkeypatch):
-    """From the package's weights to a map, by programs that ``test_cli`` needs as well."""
-    monkeypatch.setattr(demo, "SlamConfig", functools.partial(SlamConfig, keyframe_capacity=4))
-    status = main(["demo", "--seed", "3", "--frames", "5"])
-    said, err = (" ".join(text.split()) for text in capsys.readouterr())
-    assert err == "" and "prior: MASt3R, the small one of this package" in said
-    told = json.loads(pathlib.Path("outputs/procedural-room-3/run.json").read_text())
-    assert told["source"] == "procedural:room?seed=3&frames=5&size=64x48"
-    assert told["prior"]["weights"] == "small" and told["config"]["size"] == 64
-    placed = told["counts"]["frames_with_pose"]
-    assert status == (0 if placed > 1 else 1)
-    assert ("LOST" in said) == (0 < placed < 5) and ("NOT STARTED" in said) == (placed == 0)
-    assert ("are these trained weights" in said.lower()) == (placed == 1)
-    assert ("its weights trained" in said) == (placed == 0)
