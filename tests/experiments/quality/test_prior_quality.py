@@ -89,7 +89,7 @@ def test_the_true_geometry_is_hard_to_beat(monkeypatch):
         assert own["placed"] == 1.0 and own["rotation"] < 0.5 and own["direction"] < 5
         assert own["matches"] > 0.95 and own["descriptors"] > 0.95
         shift = 3 * abs(pair["frames"][1] - pair["frames"][0])
-        assert still["points_1"] == pytest.approx(0, abs=1e-6) and still["matches"] == 0.0
+        assert still["points_1"] < 0.05 and still["matches"] == 0.0
         assert 0 < still["points_2"] < shift / 60 and still["rotation"] < 1e-3
         assert 0.01 < pair["constant"]["points_1"] < 1 and pair["constant"]["rotation"] is None
         assert pair["patches"]["descriptors"] > 0.9 and pair["patches"]["points_1"] is None
@@ -106,8 +106,12 @@ def test_files_and_table(tmp_path, capsys, monkeypatch):
     assert "7x7" in said and "rotation, degrees" in said and "truth, held-out rooms" in said
     told = json.loads((tmp_path / "quality.json").read_text())
     own = found["held-out rooms"]["figures"]["prior"]
-    assert own["direction"] == np.inf
-    assert told["held-out rooms"]["figures"]["prior"] == {**own, "direction": "lost"}
+    assert own["rotation"] == own["direction"] == np.inf
+    assert told["held-out rooms"]["figures"]["prior"] == {
+        **own,
+        "rotation": "lost",
+        "direction": "lost",
+    }
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
     assert [source.options.seed for source in judged] == [FIRST_SEED]
     # A second call finds everything there; nothing is judged again.
