@@ -81,16 +81,26 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DispatchConfig:
-    """How many steps the device is sent at once; the results do not depend on it."""
+    """How many steps the device is sent at once; the results do not depend on the number."""
 
+    loop: Literal["auto", "yes", "no"] = "auto"
+    """Send many steps at once, as a loop. auto: on a GPU, decided when the run starts. XLA's CPU
+    compiler takes three times as long for gradients of convolutions within a loop, and rounds them
+    differently there."""
     seconds: float = 2.0
-    """What a dispatch should last: the device never waits for Python, and a signal not for long."""
-    max_steps: int = 256
+    """What a dispatch should last: the device never waits for Python, and a signal not for long.
+    Also the time between two rows of metrics."""
+    most_steps: int = 256
     """Most steps of a dispatch."""
 
     def __post_init__(self) -> None:
         _check(self, "seconds", lambda x: x > 0, "above 0")
-        _check(self, "max_steps", lambda x: x >= 1, "at least 1")
+        _check(self, "most_steps", lambda x: x >= 2, "at least 2")
+
+    @property
+    def max_steps(self) -> int:
+        """Most steps of a dispatch, with or without a loop."""
+        return self.most_steps if self.loop == "yes" else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +173,7 @@ class TrainConfig:
         return config_from_dict(cls, _with_tuples(fields))
 
 
-WITHOUT_EFFECT = ("dispatch", "checkpoints", "optimizer.patience")
+WITHOUT_EFFECT = ("dispatch.seconds", "dispatch.most_steps", "checkpoints", "optimizer.patience")
 """Fields of ``TrainConfig`` that no weight depends on: they may change while a run goes on."""
 
 

@@ -54,12 +54,14 @@ def motion(schedule: ScheduleConfig, step: Int[Array, ""]) -> Float[Array, ""]:
 
 
 def decided(config: TrainConfig) -> TrainConfig:
-    """The same settings, with the arithmetic chosen for this device where it is "auto"."""
-    if config.network.precision != "auto":
-        return config
-    precision = "bfloat16" if jax.default_backend() == "gpu" else "float32"
-    network = dataclasses.replace(config.network, precision=precision)
-    return dataclasses.replace(config, network=network)
+    """The same settings, with those that are "auto" chosen for this device."""
+    on_gpu = jax.default_backend() == "gpu"
+    network, dispatch = config.network, config.dispatch
+    if network.precision == "auto":
+        network = dataclasses.replace(network, precision="bfloat16" if on_gpu else "float32")
+    if dispatch.loop == "auto":
+        dispatch = dataclasses.replace(dispatch, loop="yes" if on_gpu else "no")
+    return dataclasses.replace(config, network=network, dispatch=dispatch)
 
 
 def make_recipe(config: TrainConfig, mesh: Mesh, used: Ingredients) -> Recipe:

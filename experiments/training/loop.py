@@ -36,7 +36,7 @@ class Progress:
     last_step: int
     """Where the run ends."""
     loss: float
-    """Mean over the last dispatch; not a number before the first."""
+    """Mean over the steps since the last report; not a number before the first."""
     pairs_per_second: float
     """Of the last dispatches; not a number while unknown."""
     seconds_left: float
@@ -55,7 +55,7 @@ class Loop:
         last_step: where the run ends.
         began: ``time.monotonic()`` when the slice began.
         deadline: when everything must be written, by the same clock.
-        report: called after each dispatch.
+        report: called with each row of metrics, and when everything has been written.
     """
 
     def __init__(
@@ -87,6 +87,9 @@ class Loop:
         self._first_step = self._step = self._steady_steps = 0
         self._started = self._ready = math.nan  # when the first and the last dispatch were done
         self._disturbed = True  # by compiling or writing, since the last dispatch was done
+        self._unlogged: list[dict[str, np.ndarray]] = []
+        self._logged = began
+        self._loss = math.nan
         self._written: tuple[int, float] | None = None  # step and time
 
     def interrupt(self) -> None:
@@ -116,12 +119,13 @@ class Loop:
                 break
             if self._write_is_due():
                 snapshot = local_copy(state)  # of the dispatch whose metrics are taken next
+        self._log()
         if self._writer is not None and (self._written or (step,))[0] != self._step:
             self._write(local_copy(state))
         return self._end(), self._step, self._record()
 
     def _take(self, dispatch: Dispatch) -> int:
-        """Waits for a dispatch and logs it; returns its steps."""
+        """Waits for a dispatch; returns its steps."""
         steps = int(dispatch.steps)
         now = time.monotonic()
         if steps == 0:
@@ -138,24 +142,32 @@ class Loop:
         if metrics["skipped_in_a_row"][-1] >= self._config.optimizer.patience:
             self._diverged = True
             self._pace.stop()
-        self._log(metrics)
+        self._unlogged.append(metrics)
+        if now - self._logged >= self._config.dispatch.seconds:
+            self._log()
         return steps
 
-    def _log(self, metrics: dict[str, np.ndarray]) -> None:
+    def _log(self) -> None:
+        """A row of metrics, means over the steps since the last one."""
+        if not self._unlogged:
+            return
+        metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *self._unlogged)
+        self._unlogged, self._logged = [], time.monotonic()
         row = {"step": float(self._step), "pairs": float(self._step * self._batch)}
-        for name, values in metrics.items():
+        for name in ["loss", *sorted(metrics.keys() - {"loss", "skipped", "skipped_in_a_row"})]:
+            values = metrics[name]
             finite = values[np.isfinite(values)]
             row[name] = float(finite.mean()) if finite.size else math.nan
         row["skipped"] = float(metrics["skipped"][-1])
-        del row["skipped_in_a_row"]
         rate = self._pairs_per_second()
         if rate is not None:
             row["pairs_per_second"] = rate
         if self._writer is not None:
             self._writer.log.add(row)
-        self._tell(row["loss"])
+        self._loss = row["loss"]
+        self._tell()
 
-    def _tell(self, loss: float, written: bool = False) -> None:
+    def _tell(self, written: bool = False) -> None:
         seconds = self._pace.step_seconds
         left = math.nan if seconds is None else (self._last_step - self._step) * seconds
         rate = self._pairs_per_second()
@@ -163,13 +175,12 @@ class Loop:
             Progress(
                 step=self._step,
                 last_step=self._last_step,
-                loss=loss,
+                loss=self._loss,
                 pairs_per_second=math.nan if rate is None else rate,
                 seconds_left=min(left, self._deadline - time.monotonic()),
                 written=written,
             )
         )
-        self._loss = loss
 
     @property
     def _batch(self) -> int:
@@ -189,11 +200,12 @@ class Loop:
     def _write(self, snapshot: TrainState) -> None:
         assert self._writer is not None
         begin = time.monotonic()
+        self._log()  # the table has all steps of the checkpoint
         self._writer.write(self._recipe, snapshot, self._record())
         end = time.monotonic()
         self._pace.wrote(end - begin)
         self._written, self._disturbed = (self._step, end), True
-        self._tell(self._loss, written=True)
+        self._tell(written=True)
 
     def _end(self) -> End:
         if self._diverged:

@@ -89,7 +89,7 @@ def rows_until(table: str, step: int) -> list[dict[str, float]]:
 
 def draw_curves(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
     """Draws each column against the step as a PNG; a running mean over one tenth of the rows."""
-    names = [name for name in _columns(rows) if name != "step"]
+    names = [name for name in _columns(rows) if name not in ("step", "pairs")]
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.5 * lines), layout="constrained")

@@ -8,6 +8,8 @@ RESERVE_SECONDS = 3.0
 """And this long for the process itself, which has to start and to end."""
 STEP_FACTOR = 1.2
 """Steps are expected to take their measured time times this when the end is near."""
+MEMORY = 0.9
+"""Weight of what was known of a step's time against one further step."""
 
 
 class Pace:
@@ -15,7 +17,8 @@ class Pace:
 
     Args:
         dispatch_seconds: what a dispatch should last.
-        max_steps: most steps of a dispatch.
+        max_steps: most steps of a dispatch. With 1, the two dispatches that end a slice, which make
+            no step, take as long as if they did: see ``step.train_many``.
         deadline: when everything must be written; infinity for no limit.
         reserve: seconds kept free for writing, until it has been measured.
     """
@@ -35,7 +38,7 @@ class Pace:
         self._measured_reserve: float | None = None
         self._stopped = False
         self.step_seconds: float | None = None
-        """Time of a step, as last measured."""
+        """Time of a step, over the last ones."""
 
     def proposal(self, now: float, pending: int) -> int:
         """Steps to send next, with ``pending`` ones not finished yet; once 0, always 0.
@@ -47,7 +50,8 @@ class Pace:
             steps = 1 if left > 0 else 0
         else:
             wanted = max(1.0, self._dispatch_seconds / self.step_seconds)
-            fitting = left / (STEP_FACTOR * self.step_seconds) - pending
+            in_vain = 2 if self._max_steps == 1 else 0
+            fitting = left / (STEP_FACTOR * self.step_seconds) - pending - in_vain
             steps = int(min(wanted, self._max_steps, fitting)) if fitting >= 1 else 0
         self._stopped |= steps == 0
         return 0 if self._stopped else steps
@@ -64,7 +68,9 @@ class Pace:
 
     def took(self, steps: int, seconds: float) -> None:
         """A dispatch has taken so long, from the end of the one before it."""
-        self.step_seconds = seconds / steps
+        now, before = seconds / steps, self.step_seconds
+        weight = MEMORY**steps
+        self.step_seconds = now if before is None else weight * before + (1 - weight) * now
 
     def wrote(self, seconds: float) -> None:
         """Everything has been written in this time."""

@@ -191,8 +191,8 @@ def train_many(
     of them, and none beyond step ``last_step``.
 
     The number of steps is data, and therefore the loop is a ``fori_loop``: a scan of another length
-    would be another program, compiled again, and a scan of length 1 would be unrolled and round
-    differently.
+    would be another program, compiled again, and rounding might differ. For ``max_steps=1`` there
+    is no loop, and the step is made in any case but may be thrown away.
     """
     steps = jnp.clip(jnp.minimum(proposals.min(), last_step - state.step), 0, max_steps)
     _, row = jax.eval_shape(lambda state: train_step(recipe, state), state)
@@ -204,6 +204,12 @@ def train_many(
         return jax.lax.with_sharding_constraint((state, rows), recipe.replicated)
 
     rows = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), row)
-    state, rows = jax.lax.fori_loop(0, steps, body, (state, rows))
+    start = (state, rows)
+    if max_steps == 1:
+        state, rows = jax.tree.map(
+            lambda new, old: jnp.where(steps == 1, new, old), body(jnp.int32(0), start), start
+        )
+    else:
+        state, rows = jax.lax.fori_loop(0, steps, body, start)
     dispatch = Dispatch(steps=steps, metrics=rows)
     return jax.lax.with_sharding_constraint((state, dispatch), recipe.replicated)

@@ -67,7 +67,7 @@ def train(
         shares: measure the shares of rendering, forward and backward in a run's first slice.
         began: ``time.monotonic()`` when the minutes began; now by default.
         ingredients: network, pairs and objective of these settings.
-        report: called after each dispatch.
+        report: called every few seconds, see ``loop.Loop``.
         on_signal: called when SIGINT or SIGTERM asks for an end, which takes two dispatches.
 
     Raises:

@@ -44,7 +44,7 @@ CONFIG = TrainConfig(
     pairs=PairConfig(size=(48, 32), pairs=8, correspondences=16),
     optimizer=OptimizerConfig(learning_rate=0.05, weight_decay=0.01),
     schedule=ScheduleConfig(steps=12, warmup=3),
-    dispatch=DispatchConfig(max_steps=4, seconds=0.05),
+    dispatch=DispatchConfig(loop="yes", most_steps=4, seconds=0.05),
     checkpoints=CheckpointConfig(part_megabytes=0.1),
 )
 

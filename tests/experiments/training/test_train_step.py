@@ -83,6 +83,20 @@ def test_the_most_modest_proposal_the_capacity_and_the_last_step_limit_a_dispatc
     assert (int(sent.steps), int(state.step)) == (0, 10)
 
 
+def test_without_a_loop_steps_are_the_same_up_to_rounding():
+    recipe = cheap.recipe()
+    looped, _ = send(recipe, state_of(recipe), 3)
+    state = state_of(recipe)
+    for proposal, made in ((1, 1), (0, 0), (5, 1), (-1, 0), (1, 1)):
+        before = jax.tree.map(jnp.copy, state)
+        state, sent = send(recipe, state, proposal, most=1)
+        assert int(sent.steps) == made and bool(sent.metrics["loss"][0]) == bool(made)
+        if not made:
+            chex.assert_trees_all_equal(state, before)
+    assert int(state.step) == 3
+    chex.assert_trees_all_close(state.params, looped.params, rtol=1e-5, atol=1e-6)
+
+
 def test_the_state_is_donated():
     recipe = cheap.recipe()
     state = state_of(recipe)
@@ -258,8 +272,12 @@ def test_views_are_tied_and_kernels_decay():
 
 
 def test_precision_is_decided_and_kept():
-    auto = cheap.changed(cheap.CONFIG, network={"precision": "auto"})
-    assert decided(auto).network.precision == "float32"  # these tests run on CPUs
+    auto = cheap.changed(
+        cheap.CONFIG, network={"precision": "auto"}, dispatch={"loop": "auto", "most_steps": 9}
+    )
+    here = decided(auto)  # these tests run on CPUs
+    assert (here.network.precision, here.dispatch.loop) == ("float32", "no")
+    assert (here.dispatch.max_steps, cheap.CONFIG.dispatch.max_steps) == (1, 4)
     half = cheap.changed(cheap.CONFIG, network={"precision": "bfloat16"})
     assert decided(half) == half
     abstract = nnx.eval_shape(lambda: new_network(jax.random.key(0), half.network))

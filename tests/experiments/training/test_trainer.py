@@ -98,7 +98,7 @@ def test_slices_add_up_to_the_unbroken_run(whole, tmp_path):
     # What has no effect on the weights may change.
     other = cheap.changed(
         cheap.CONFIG,
-        dispatch={"max_steps": 2},
+        dispatch={"most_steps": 2},
         checkpoints={"keep": 1, "minutes": 9.0},
         optimizer={"patience": 3},
     )
@@ -124,7 +124,7 @@ def test_parts_carry_a_run_elsewhere(whole, tmp_path):
     assert arrays_of(there) == arrays_of(whole[0])
     # The curves and the record came along.
     rows = metrics.rows_until((there / metrics.TABLE).read_text(), 100)
-    assert rows[0]["step"] == 1 and rows[-1]["step"] == 12
+    assert rows[0]["step"] <= 5 and rows[-1]["step"] == 12
     slices = json.loads((there / RECORD).read_text())["slices"]
     assert [entry["from_step"] for entry in slices] == [0, 5]
 
@@ -144,7 +144,7 @@ def test_a_signal_ends_a_slice_and_leaves_a_checkpoint(whole, tmp_path, kind):
         if progress.step == 2:
             os.kill(os.getpid(), kind)
 
-    one = cheap.changed(cheap.CONFIG, dispatch={"max_steps": 1})
+    one = cheap.changed(cheap.CONFIG, dispatch={"seconds": 1e-6})  # a report after every step
     outcome = slice_of(tmp_path / "run", one, report=report, on_signal=lambda: told.append(kind))
     assert outcome.ended_by == "signal" and 2 <= outcome.step <= 4
     assert told == [kind] and signal.getsignal(kind) == before
@@ -160,7 +160,7 @@ def test_a_run_that_diverges_ends(tmp_path):
 
         return dataclasses.replace(cheap.ingredients(config), objective=objective)
 
-    config = cheap.changed(cheap.CONFIG, optimizer={"patience": 3}, dispatch={"max_steps": 1})
+    config = cheap.changed(cheap.CONFIG, optimizer={"patience": 3}, dispatch={"loop": "no"})
     outcome = slice_of(tmp_path / "run", config, ingredients=broken)
     assert outcome.ended_by == "divergence" and 3 <= outcome.step <= 5
     assert json.loads((tmp_path / "run" / RECORD).read_text())["skipped"] == outcome.step
@@ -187,6 +187,7 @@ def test_settings_that_would_change_the_weights_are_refused():
         ),
         "pairs.size": cheap.changed(saved, pairs={"size": (64, 32)}),
         "objective.temperature": cheap.changed(saved, objective={"temperature": 0.1}),
+        "dispatch.loop": cheap.changed(saved, dispatch={"loop": "no"}),
         "schedule.steps": cheap.changed(saved, schedule={"steps": 99}),
     }
     for name, asked in changes.items():
@@ -204,7 +205,7 @@ def test_settings_that_would_change_the_weights_are_refused():
         ("optimizer", {"beta_2": 1.0}, "beta_2=1 must be at least 0 and below 1"),
         ("schedule", {"warmup": 12}, "warmup=12 must be at least 0 and below steps=12"),
         ("schedule", {"motion": 1.5}, "motion=1.5 must be between 0 and 1"),
-        ("dispatch", {"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ("dispatch", {"most_steps": 1}, "most_steps=1 must be at least 2"),
         ("checkpoints", {"part_megabytes": 0.01}, "part_megabytes=0.01 must be at least 0.1"),
         (
             "pairs",
