@@ -170,12 +170,10 @@ class Work:
 
     def check_plan(self) -> None:
         """Refuses to go on with the work of another plan."""
-        run, wanted = self.folder / RUN, self.plan.train
+        run = self.folder / RUN
         saved = saved_config(run)
         if saved is not None:
-            # Decided by the device that it was started on; what follows training may run on others.
-            network = dataclasses.replace(wanted.network, precision=saved.network.precision)
-            check_unchanged(str(run), saved, dataclasses.replace(wanted, network=network))
+            check_unchanged(str(run), saved, self.plan.train)
 
     @property
     def seconds_left(self) -> float:

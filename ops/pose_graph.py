@@ -152,7 +152,7 @@ def optimize_graph(
 
     def condition(T: Sim3, report: Any, p: _Problem) -> Float[Array, "n 7"]:
         T = _where(report[-1], T, p.T_WC)
-        gradients = p.at(edge_derivatives.edge_gradients, T, *rest)
+        gradients = p.at(edge_derivatives.edge_gradients, T, p.noise.relative(), *rest)
         return jnp.where(report[-1][:, None], _at_poses(T, gradients, p.edges), 0)
 
     def follow(
@@ -160,7 +160,7 @@ def optimize_graph(
     ) -> Float[Array, "n 7"]:
         _, _, status, _, moving = report
         moving = moving & (status < SolverStatus.NOT_FINITE)
-        gradients, hessians = p.at(edge_derivatives.edge_curvatures, T, *rest)
+        gradients, hessians = p.at(edge_derivatives.edge_curvatures, T, p.noise.relative(), *rest)
         blocks = EdgeBlocks(hessians, -gradients, jnp.zeros_like(gradients[:, 0]))
         H = _assembled(T, blocks, p.edges, moving)
         last = _used(moving)
@@ -194,11 +194,12 @@ class _Problem(Record):
         self,
         function: Callable[..., Any],
         T_WC: Sim3,
+        noise: FactorNoise,
         config: FactorConfig,
         image_shape: tuple[int, int] | None,
         min_confidence: float,
     ) -> Any:
-        """A function of ``ops.edge_system.differentiable`` at other poses."""
+        """A function of ``ops.edge_system.differentiable`` at other poses, its noise as given."""
         return function(
             T_WC,
             self.points,
@@ -208,7 +209,7 @@ class _Problem(Record):
             config,
             image_shape,
             min_confidence,
-            self.noise,
+            noise,
         )
 
 
@@ -225,7 +226,8 @@ def _iterate(
 
     def linearize(T: Sim3) -> EdgeBlocks:
         if unrolled:
-            return p.at(edge_derivatives.edge_blocks, T, config, image_shape, min_confidence)
+            blocks = edge_derivatives.edge_blocks
+            return p.at(blocks, T, p.noise, config, image_shape, min_confidence)
         return linearize_edges(
             T,
             p.points,

@@ -12,6 +12,7 @@ The pose has derivatives in the points, their confidences, the intrinsics and th
 the minimum that the iterations approach, or of the iterations themselves.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -196,14 +197,10 @@ def solve_relative_pose(
         return PoseSolution(T_kf, *report)
 
     def condition(T: Sim3, _: Any, p: _Problem) -> Float[Array, "7"]:
-        return factor_gradient(
-            p.points_f, p.points_k, p.q, p.valid, T, config, p.K, image_shape, p.pixels, p.noise
-        )
+        return p.at(factor_gradient, T, config, image_shape)
 
     def follow(T: Sim3, report: Any, p: _Problem, change: Float[Array, "7"]) -> Float[Array, "7"]:
-        _, H = factor_curvature(
-            p.points_f, p.points_k, p.q, p.valid, T, config, p.K, image_shape, p.pixels, p.noise
-        )
+        _, H = p.at(factor_curvature, T, config, image_shape)
         status = report[2]
         H = jnp.where(status < SolverStatus.NOT_FINITE, H, 0)  # has no solution: gives 0
         return solve_linear(H, change, jnp.matmul, lambda H, g: solve_spd_small(H, g)[0])
@@ -230,6 +227,27 @@ class _Problem(Record):
     K: Float[Array, "3 3"] | None
     pixels: Float[Array, "n 2"] | None
     noise: FactorNoise
+
+    def at(
+        self,
+        function: Callable[..., Any],
+        T_kf: Sim3,
+        config: FactorConfig,
+        image_shape: tuple[int, int] | None,
+    ) -> Any:
+        """A function of ``ops.edge_system.curvature`` at another pose, of the relative noise."""
+        return function(
+            self.points_f,
+            self.points_k,
+            self.q,
+            self.valid,
+            T_kf,
+            config,
+            self.K,
+            image_shape,
+            self.pixels,
+            self.noise.relative(),
+        )
 
 
 def _calibration(

@@ -175,6 +175,8 @@ class TrainConfig:
 
 WITHOUT_EFFECT = ("dispatch.seconds", "dispatch.most_steps", "checkpoints", "optimizer.patience")
 """Fields of ``TrainConfig`` that no weight depends on: they may change while a run goes on."""
+AUTO = "auto"
+"""What is decided on the device that a run starts on."""
 
 
 def read_config(path: pathlib.Path) -> TrainConfig:
@@ -196,12 +198,14 @@ def read_config(path: pathlib.Path) -> TrainConfig:
 def check_unchanged(place: str, saved: TrainConfig, asked: TrainConfig) -> None:
     """Refuses to go on with a run under settings that would have led to other weights.
 
+    A setting that is asked to be "auto" is what the run's first device decided.
+
     Raises:
         CheckpointError: naming the first such setting, and both its values.
     """
     values = dict(_leaves(dataclasses.asdict(asked)))
     for name, value in _leaves(dataclasses.asdict(saved)):
-        if not name.startswith(WITHOUT_EFFECT) and values[name] != value:
+        if not name.startswith(WITHOUT_EFFECT) and values[name] not in (value, AUTO):
             raise CheckpointError(
                 f"{place}: was started with {name}={value}, not {values[name]}; leave that option "
                 "out to go on with it, or start a run in a new folder"

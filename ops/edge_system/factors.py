@@ -30,6 +30,19 @@ class FactorNoise(Record):
     huber: Float[Array, ""]
     """Huber's threshold on whitened components."""
 
+    def relative(self) -> "FactorNoise":
+        """In units of the first standard deviation: the whole cost changes by its square alone.
+
+        Minima depend on no more than this. Written as the cost of their derivatives, it leaves
+        nothing of the first standard deviation but what matters, where the difference of two large
+        numbers would be left: near the minimum what a ray costs and what a distance costs pull
+        against each other, and rounding is larger than either.
+        """
+        unit = self.sigmas[:1]
+        return FactorNoise(
+            jnp.concatenate([jnp.ones_like(unit), self.sigmas[1:] / unit]), self.huber * unit[0]
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class RayFactorConfig:
