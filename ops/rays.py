@@ -45,7 +45,8 @@ def psi(points: list[Column]) -> list[Column]:
 
     ``(X/|X|, |X|)``; a point at the origin gives 0.
     """
-    distance = norm(jnp.stack(points, axis=-1))
+    x, y, z = points
+    distance = sqrt_or_zero(x * x + y * y + z * z)
     inverse = _inverse(distance)
     return [*(coordinate * inverse for coordinate in points), distance]
 

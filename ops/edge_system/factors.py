@@ -150,7 +150,10 @@ def factor_gram(
 
 def columns_where(valid: Bool[Array, "n"], points: Float[Array, "n 3"]) -> list[Column]:
     """The coordinates of the valid points, 1 for the others."""
-    return [jnp.where(valid, points[:, k], 1) for k in range(3)]
+    # The derivative of a split is one concatenation; that of three slices a sum of three arrays,
+    # every number of which XLA computes from all three columns.
+    columns = jax.lax.split(points.T, (1, 1, 1))
+    return [jnp.where(valid, column[0], 1) for column in columns]
 
 
 def pixel_measurement(
