@@ -102,7 +102,7 @@ def factor_curvature(
     return gradient, DhD + _bending(gradient, g[:, 1:4])
 
 
-_SYMMETRIC = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])
+_SYMMETRIC = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]], np.int32)
 """Where the entries of a symmetric matrix are among those of its upper triangle."""
 _CROSS = np.array(
     [[[0, 0, 0], [0, 0, 1], [0, -1, 0]],
@@ -113,6 +113,7 @@ _CROSS = np.array(
 
 
 Columns = tuple[Column, ...]
+Numbers = tuple[Float[Array, ""], ...]
 
 
 def _measure(
@@ -126,7 +127,7 @@ def _measure(
     image_shape: tuple[int, int] | None,
     pixels: Float[Array, "n 2"] | None,
     noise: FactorNoise,
-) -> tuple[Columns, Columns, Column, Columns, Float[Array, ""]]:
+) -> tuple[Columns, Columns, Column, Numbers, Float[Array, ""]]:
     """Moved points, what is measured in place of each prediction, weight, precisions, threshold.
 
     Pixels are measured on the plane at depth 1, so that no intrinsics are needed any more.
@@ -224,7 +225,7 @@ class _Expansion(NamedTuple):
 
 
 def _expand(
-    Y: Columns, target: Columns, weight: Column, scales: Columns, huber: Float[Array, ""]
+    Y: Columns, target: Columns, weight: Column, scales: Numbers, huber: Float[Array, ""]
 ) -> _Expansion:
     model = _see_rays(Y) if len(target) == 4 else _see_pixels(Y)
     s, W, power = [], [], []
@@ -295,7 +296,7 @@ def _twist(M: Float[Array, "3 3"]) -> Float[Array, "3"]:
 
 @jax.custom_jvp
 def _gradient(
-    Y: Columns, target: Columns, weight: Column, scales: Columns, huber: Float[Array, ""]
+    Y: Columns, target: Columns, weight: Column, scales: Numbers, huber: Float[Array, ""]
 ) -> Float[Array, "7"]:
     """``sum D^T g``; its derivative reads the Hessian of every pixel, on the way back as well."""
     return _balance(Y, _expand(Y, target, weight, scales, huber))
