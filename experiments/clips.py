@@ -69,8 +69,10 @@ def film(seed: int, options: ClipOptions, k1: float = 0.0, k2: float = 0.0) -> F
     length = options.frames * options.stride
     scene = ProceduralOptions(seed=seed, frames=length, size=options.size, k1=k1, k2=k2)
     walk = ProceduralSource(scene).select(slice(0, length, options.stride))
-    frames = stacked([frame for _, frame in prepare_frames(walk, options.size[0])])
-    return frames.replace(index=jnp.arange(options.frames))
+    prepared = (frame for _, frame in prepare_frames(walk, options.size[0]))
+    return stacked(
+        [frame.replace(index=jnp.asarray(n, jnp.int32)) for n, frame in enumerate(prepared)]
+    )
 
 
 Views = tuple[Pointmap, Pointmap]

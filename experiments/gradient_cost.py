@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from ops import Edges, RayFactorConfig, Sim3, optimize_graph, solve_relative_pose
-from slam import NoiseModel, SlamConfig, init_state, run_clip, trajectory_loss
+from slam import Frame, NoiseModel, SlamConfig, init_state, run_clip, trajectory_loss
 from slam.io.preparation import prepare_frames
 from slam.io.procedural import parse_procedural
 from slam.priors import RenderedGeometryPrior
@@ -153,19 +153,20 @@ class GradientCost:
         config = SlamConfig(size=width, keyframe_capacity=4, edge_capacity=8)
         noise = NoiseModel(config.tracking.rays.noise(), config.graph.rays.noise())
 
-        def loss(noise: NoiseModel, segment: int | None) -> Any:
+        def loss(noise: NoiseModel, frames: Frame, segment: int | None) -> Any:
             state = init_state(prior, config, jax.tree.map(lambda x: x[0], frames), noise=noise)
             clip = run_clip(prior, config, state, frames, segment=segment)
             return trajectory_loss(clip.trajectory(), frames.T_WC, clip.placed)
 
         def compiled(function: Any, segment: int | None) -> Any:
-            return jax.jit(lambda noise: function(noise, segment)).lower(noise).compile()
+            program = jax.jit(lambda noise, frames: function(noise, frames, segment))
+            return program.lower(noise, frames).compile()
 
         gradient = compiled(jax.value_and_grad(loss), None)
         whole = compiled(jax.value_and_grad(loss), length)
         mib = [c.memory_analysis().temp_size_in_bytes / 2**20 for c in (gradient, whole)]
         repeats = dataclasses.replace(self, repeats=min(self.repeats, 3))
-        both, (value, pulled) = repeats._time(gradient, noise)
+        both, (value, pulled) = repeats._time(gradient, noise, frames)
         finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(pulled))
         return {
             "frames": length,
