@@ -21,13 +21,14 @@ from mast3r_jax import CheckpointError
 from slam.io.atomic import atomic_write
 
 CONFIG, RECORD = "config.json", "train.json"
-CHECKPOINTS, PARTS, MODEL = "checkpoints", "parts", "model"
+CHECKPOINTS, PARTS, MODEL, PAIRS = "checkpoints", "parts", "model", "pairs.png"
 
 DESCRIPTIONS = {
     MODEL: "averaged weights, for `mast3r-slam run --prior`",
     PARTS: "everything needed to go on elsewhere with --from",
     CHECKPOINTS: "what the next slice goes on from",
     CURVES: "picture of the metrics",
+    PAIRS: "the first pairs it learned from, with matches",
     TABLE: "the metrics as a table",
     TENSORBOARD: "the metrics for TensorBoard",
     RECORD: "record of all slices: devices, speed, versions",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from experiments.training.step import Recipe, TrainState, gradient, loss, pairs_of_step
+from experiments.training.types import PairBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,11 @@ class StepTimes:
         return {**shares, "other": 1.0 - sum(shares.values())}
 
 
-def time_pieces(recipe: Recipe, state: TrainState, repeats: int = 3) -> StepTimes:
+def time_pieces(recipe: Recipe, state: TrainState, repeats: int = 3) -> tuple[StepTimes, PairBatch]:
     """Times pairs, forward and gradient as programs of their own: the median of ``repeats`` runs.
 
-    Compiles three programs; all processes of a distributed run must call it.
+    Also returns the pairs, which are those of the state's step. Compiles three programs; all
+    processes of a distributed run must call it.
     """
     draw = jax.jit(lambda state: pairs_of_step(recipe, state))
     pairs = draw(state)
@@ -46,7 +48,8 @@ def time_pieces(recipe: Recipe, state: TrainState, repeats: int = 3) -> StepTime
     rendering = _seconds(draw, (state,), repeats)
     ahead = _seconds(forward, (state.params, pairs), repeats)
     both = _seconds(backward, (state.params, pairs), repeats)
-    return StepTimes(rendering=rendering, forward=ahead, backward=max(both - ahead, 0.0))
+    times = StepTimes(rendering=rendering, forward=ahead, backward=max(both - ahead, 0.0))
+    return times, pairs
 
 
 def _seconds(program: Callable[..., Any], arguments: tuple, repeats: int) -> float:

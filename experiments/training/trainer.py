@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments.training.config import TrainConfig
+from experiments.training.contact_sheet import draw_pairs
 from experiments.training.hosts import agreed, of_first, on_all_devices
 from experiments.training.ingredients import (
     Ingredients,
@@ -23,7 +24,7 @@ from experiments.training.ingredients import (
 )
 from experiments.training.leaves import from_named_arrays
 from experiments.training.loop import End, Loop, Progress
-from experiments.training.run_folder import RunFolder, Start, open_start
+from experiments.training.run_folder import PAIRS, RunFolder, Start, open_start
 from experiments.training.step import Recipe, TrainState, all_devices, new_state
 from experiments.training.timing import time_pieces
 
@@ -64,7 +65,8 @@ def train(
         minutes: everything is written when they are over.
         last_step: end there, if it comes before ``config.schedule.steps``.
         parts: an exported state to start from, in a new folder.
-        shares: measure the shares of rendering, forward and backward in a run's first slice.
+        shares: measure the shares of rendering, forward and backward in a run's first slice, and
+            draw its first pairs, unless several processes have made them.
         began: ``time.monotonic()`` when the minutes began; now by default.
         ingredients: network, pairs and objective of these settings.
         report: called every few seconds, see ``loop.Loop``.
@@ -114,7 +116,9 @@ def train(
         # Nothing can be refused any more, and compiling begins.
         report(Progress(step, last_step, math.nan, math.nan, math.nan))
         if common["shares"]:
-            loop.step_times = time_pieces(recipe, state)
+            loop.step_times, pairs = time_pieces(recipe, state)
+            if jax.process_count() == 1:  # all pairs are here
+                draw_pairs(folder / PAIRS, pairs)
         return Outcome(*loop.run(state, step))
 
 

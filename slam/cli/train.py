@@ -74,7 +74,8 @@ class Train:
     parts: Parts = None
     """Go on from an exported state, of another machine: its folder `parts`."""
     no_shares: Flag = False
-    """Do not measure the shares of rendering, forward and backward when a run starts."""
+    """Neither measure the shares of rendering, forward and backward when a run starts, nor draw its
+    first pairs."""
     coordinator: Address = None
     """Where the first of several processes that train together can be reached by the others."""
     processes: int = 1

@@ -297,6 +297,7 @@ def test_shares_of_time():
     assert times.shares(5.0)["other"] == 0.0 and times.shares(5.0)["backward"] == 0.5
     recipe = cheap.recipe()
     state = state_of(recipe)
-    measured = time_pieces(recipe, state, repeats=1)
+    measured, pairs = time_pieces(recipe, state, repeats=1)
+    assert len(pairs.images_1) == recipe.batch
     assert measured.rendering > 0 and measured.forward > 0 and measured.backward >= 0
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
