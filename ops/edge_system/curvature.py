@@ -146,6 +146,7 @@ def _measure(
     else:
         assert K is not None and image_shape is not None and pixels is not None
         value, in_front = project(Y, K, config.depth_eps)
+        Y = [*Y[:2], jnp.where(in_front, Y[2], 1)]  # without weight, but not to be divided by
         (u, v, depth), q = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
         target = [(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], depth]
         scales = precisions(noise, 3)
@@ -188,9 +189,7 @@ def _see_rays(Y: Columns) -> _Model:
 def _see_pixels(Y: Columns) -> _Model:
     """``ops.pinhole.project`` without intrinsics: ``a = x/z``, ``b = y/z`` and ``log z``."""
     x, y, z = Y
-    front = z > 0  # what is not in front has no weight
-    depth = jnp.where(front, z, 1)
-    inverse = 1 / depth
+    inverse = 1 / z
     a, b = x * inverse, y * inverse
 
     def bent(s: list[Column]) -> list[list[Column | None]]:
@@ -200,7 +199,7 @@ def _see_pixels(Y: Columns) -> _Model:
         return [[None, None, xz], [None, None, yz], [xz, yz, zz]]
 
     slopes = [[inverse, None, -a * inverse], [None, inverse, -b * inverse], [None, None, inverse]]
-    return _Model([a, b, jnp.log(depth)], slopes, bent, jnp.ones_like(z), 0)
+    return _Model([a, b, jnp.log(z)], slopes, bent, jnp.ones_like(z), 0)
 
 
 class _Expansion(NamedTuple):

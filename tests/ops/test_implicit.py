@@ -193,6 +193,28 @@ def test_single_precision_and_batches(kind):
             )
 
 
+def test_points_behind_the_camera_have_no_say_and_leave_all_finite():
+    p, valid = pose_problem("pixels", 0, np.float32)
+    valid = valid.at[jnp.array([3, 5])].set(True)
+    p["f"] = p["f"].at[3].set(jnp.array([0.1, 0.2, 1e-30])).at[5, 2].set(-1.0)
+
+    @jax.jit
+    def curvature(p, valid):
+        def at(points):
+            return relative_pose_curvature(
+                points, p["k"], p["q"], valid, Sim3.identity(), factor("pixels"), p["K"], (H, W),
+                pixels=p["pixels"], noise=p["noise"],
+            )  # fmt: skip
+
+        return at(p["f"]), jax.grad(lambda points: jnp.sum(at(points).gradient))(p["f"])
+
+    found, back = curvature(p, valid)
+    without, same = curvature(p, valid.at[jnp.array([3, 5])].set(False))
+    for a, b in zip(jax.tree.leaves((found, back)), jax.tree.leaves((without, same)), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_array_equal(a, b)
+
+
 def degenerate(name, mode="rays"):
     """Problems that do not determine the pose, or hardly."""
     p, valid = pose_problem(mode, 0)
