@@ -237,10 +237,10 @@ class Finetune:
     """Channels of the network."""
     steps: int = 40
     """Steps of Adam."""
-    rates: tuple[float, ...] = (0.003, 0.01)
+    rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)
     """Adam's rates at the first step to choose from; chosen in the first repeat."""
     seed: int = 0
-    """Number of the first training room; others are from 2000 on."""
+    """Number of the first training room; others are from 3000 on."""
     quick: bool = False
     """A toy that only shows that everything works."""
 
@@ -252,7 +252,7 @@ class Finetune:
             changes |= {"clips": clips, "rates": (0.01,), "quick": False}
             return dataclasses.replace(self, **changes).execute()
         validation = [self._lesson(3000 + self.seed + n) for n in range(self.validation)]
-        unseen = [self._lesson(2000 + self.seed + n) for n in range(self.unseen)]
+        unseen = [self._lesson(4000 + self.seed + n) for n in range(self.unseen)]
         teacher = Teacher(self._network(0), clip_config(self.clips))
         untaught = nnx.split(self._network(0))[1]
         result = {"no correction": [_judged(teacher, untaught, unseen)]}
