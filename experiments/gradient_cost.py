@@ -156,7 +156,7 @@ class GradientCost:
         def loss(noise: NoiseModel, frames: Frame, segment: int | None) -> Any:
             state = init_state(prior, config, jax.tree.map(lambda x: x[0], frames), noise=noise)
             clip = run_clip(prior, config, state, frames, segment=segment)
-            return trajectory_loss(clip.trajectory(), frames.T_WC, clip.placed)
+            return trajectory_loss(clip.trajectory(), jnp.asarray(frames.T_WC), clip.placed)
 
         def compiled(function: Any, segment: int | None) -> Any:
             program = jax.jit(lambda noise, frames: function(noise, frames, segment))
