@@ -348,8 +348,6 @@ def step_by_decisions(
 
     Given the choices that it returned, and all else equal, it does the same again.
     """
-    # Between stages a barrier: fused across them, they would round otherwise than one by one.
-    apart = jax.lax.optimization_barrier
     reference = apart(look_up(state))
     encoding = apart(encode(prior, frame))
     views = apart(decode(prior, reference, encoding))
@@ -394,6 +392,21 @@ def step_by_decisions(
     )
     poses = apart(_if(output.new_links > 0, lambda: optimize(config, state)))
     return *adopt(state, output, poses), decisions
+
+
+@jax.custom_jvp
+def apart(results: Any) -> Any:
+    """A barrier between stages: fused across it, they would round otherwise than one by one.
+
+    Derivatives pass it as if it were not there: JAX 0.12 cannot go back through a barrier that only
+    some derivatives pass.
+    """
+    return jax.lax.optimization_barrier(results)
+
+
+@apart.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    return apart(*primals), tangents[0]
 
 
 def accept_links(
