@@ -161,9 +161,17 @@ def test_long_unrolling_comes_to_the_same(kind):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.max(np.abs(a)) + 1e-12)
 
 
-@pytest.mark.parametrize("kind", ["pose", "graph"])
-def test_single_precision_and_batches(kind):
-    """Without Huber's kinks, which single precision may cross where double does not."""
+@pytest.mark.parametrize(
+    ("kind", "of", "tolerance"),
+    [("pose", "sight", 1e-3), ("pose", "scale", 5e-2), ("graph", "all", 1e-2)],
+)
+def test_single_precision_and_batches(kind, of, tolerance):
+    """Without Huber's kinks, which single precision may cross where double does not.
+
+    Rays say how a view is turned and where it moved, in units of its scale. Of the scale itself
+    only distances speak, which weigh 1e-7 of the rest, as much as rounding leaves of that: two
+    digits of its derivative are all there is.
+    """
     exact_config = factor("rays", max_iterations=CALM["rays"], **TIGHT)
     config = factor("rays", max_iterations=40, rel_error=0.0, delta_norm=1e-6)
 
@@ -171,13 +179,28 @@ def test_single_precision_and_batches(kind):
         p, rest = PROBLEMS[kind][0]("rays", seed, dtype)
         return {**p, "noise": p["noise"].replace(huber=jnp.asarray(1e3, dtype))}, rest
 
+    def weight_at(solution):
+        """What of the solution is looked at: weights of its numbers."""
+        if of == "all":
+            return weights(kind)
+        *_, s = T = np.asarray(solution.T_kf.wxyz_xyz_scale)
+        if of == "scale":  # together with the scale, the translation grows
+            return np.concatenate([np.zeros(4), T[4:]]) / (T[4:] @ T[4:])
+        weight = weights(kind)
+        weight[7] = -(weight[4:7] @ T[4:7]) / s
+        return weight
+
     with jax.enable_x64(True):
-        gradient = programs(kind, exact_config)[1]
-        exact = [gradient(*smooth(seed, np.float64), weights(kind))[0] for seed in range(2)]
+        value, gradient, _ = programs(kind, exact_config)
+        problems = [smooth(seed, np.float64) for seed in range(2)]
+        chosen = [weight_at(value(*problem, weights(kind))[1]) for problem in problems]
+        exact = [
+            gradient(*problem, weight)[0] for problem, weight in zip(problems, chosen, strict=True)
+        ]
     problems = [smooth(seed, np.float32) for seed in range(2)]
-    narrow = jax.jit(jax.vmap(programs(kind, config)[1], in_axes=(0, 0, None)))
+    narrow = jax.jit(jax.vmap(programs(kind, config)[1]))
     together, solution = narrow(
-        *jax.tree.map(lambda *x: jnp.stack(x), *problems), jnp.asarray(weights(kind), jnp.float32)
+        *jax.tree.map(lambda *x: jnp.stack(x), *problems), jnp.asarray(chosen, jnp.float32)
     )
     assert (np.asarray(solution.status) < SolverStatus.NOT_FINITE).all()
     for k in range(2):
@@ -187,9 +210,8 @@ def test_single_precision_and_batches(kind):
         largest = max(size * np.max(np.abs(a)) for size, a, _ in rows)
         for size, a, b in rows:
             assert b.dtype == jnp.float32
-            # The scale weighs 1e-7 of the rest: in single precision the minimum is off by 1e-3.
             np.testing.assert_allclose(
-                size * np.asarray(b), size * np.asarray(a), rtol=0, atol=1e-2 * largest
+                size * np.asarray(b), size * np.asarray(a), rtol=0, atol=tolerance * largest
             )
 
 
