@@ -212,6 +212,20 @@ def check_unchanged(place: str, saved: TrainConfig, asked: TrainConfig) -> None:
             )
 
 
+def as_begun(asked: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
+    """Settings for going on: what is asked to be "auto" is what was decided when the run began."""
+
+    def filled(asked: Any, saved: Any) -> Any:
+        if isinstance(asked, dict):
+            return {name: filled(value, saved[name]) for name, value in asked.items()}
+        return saved if asked == AUTO else asked
+
+    if saved is None:
+        return asked
+    values = filled(dataclasses.asdict(asked), dataclasses.asdict(saved))
+    return TrainConfig.from_json(json.dumps(values))
+
+
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):

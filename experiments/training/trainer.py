@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.training.config import TrainConfig
+from experiments.training.config import TrainConfig, as_begun
 from experiments.training.contact_sheet import draw_pairs
 from experiments.training.hosts import agreed, of_first, on_all_devices
 from experiments.training.ingredients import (
@@ -24,7 +24,14 @@ from experiments.training.ingredients import (
 )
 from experiments.training.leaves import from_named_arrays
 from experiments.training.loop import End, Loop, Progress
-from experiments.training.run_folder import PAIRS, RunFolder, Start, open_start
+from experiments.training.run_folder import (
+    PAIRS,
+    RunFolder,
+    Start,
+    open_start,
+    parts_config,
+    saved_config,
+)
 from experiments.training.step import Recipe, TrainState, all_devices, new_state
 from experiments.training.timing import time_pieces
 
@@ -60,7 +67,7 @@ def train(
     of process 0, which alone reads and writes; the first to run out of time ends it for all.
 
     Args:
-        config: settings; "auto" is decided for this device.
+        config: settings; "auto" is decided for the device that the run starts on.
         folder: of the run; made if it does not exist.
         minutes: everything is written when they are over.
         last_step: end there, if it comes before ``config.schedule.steps``.
@@ -78,8 +85,11 @@ def train(
         OSError: the folder cannot be written to.
     """
     began = time.monotonic() if began is None else began
-    config, start = decided(config), Start()
-    first = jax.process_index() == 0
+    start, first = Start(), jax.process_index() == 0
+    if first:
+        saved = saved_config(folder) or (None if parts is None else parts_config(parts))
+        config = as_begun(config, saved)
+    config = decided(config)
     if first:
         start = open_start(folder, config, parts)
     common = agreed(

@@ -312,7 +312,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Float[Array, "7"], Float[Array, 
     change = [
         W[k] * target_dot[k]
         + s[k] * cost.power[k] * (share + 2 * scales_dot[k] / scales[k])
-        + s[k] * (2 - 2 * cost.power[k]) * (huber_dot / huber)
+        + jnp.where(cost.power[k] == 1, 0, s[k] / huber) * huber_dot
         for k in range(len(s))
     ]
     g_dot = [

@@ -235,3 +235,11 @@ def test_folders_that_are_no_runs(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         *("config.json", "mine", "odd", "thesis.tex")
     ]
+
+
+def test_what_was_decided_when_a_run_began_stays_decided():
+    begun = cheap.changed(cheap.CONFIG, network={"precision": "bfloat16"}, dispatch={"loop": "yes"})
+    auto = cheap.changed(begun, network={"precision": "auto"}, dispatch={"loop": "auto"})
+    assert as_begun(auto, begun) == begun and as_begun(auto, None) == auto
+    asked = cheap.changed(begun, network={"precision": "float32"})
+    assert as_begun(asked, begun) == asked  # and check_unchanged refuses it
