@@ -12,7 +12,7 @@ from PIL import Image
 
 import mast3r_jax
 from experiments.training import metrics
-from experiments.training.config import TrainConfig, check_unchanged, read_config
+from experiments.training.config import TrainConfig, as_begun, check_unchanged, read_config
 from experiments.training.ingredients import Ingredients
 from experiments.training.parts import import_parts
 from experiments.training.run_folder import (
