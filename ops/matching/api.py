@@ -5,6 +5,7 @@ kernels for NVIDIA GPUs, None takes the best that can run. A named implementatio
 raises ``NotImplementedError``.
 """
 
+import functools
 from types import ModuleType
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ops import rays
 from ops.image import pixel_coordinates
 from ops.matching import xla
+from ops.matching.differentiable import projection
 from ops.matching.types import MatchConfig, Matches, Projection
 
 _IMPLEMENTATIONS = ("xla", "pallas")
@@ -85,7 +87,8 @@ def iterative_projection(
             f"iterative_projection: init has shape {init.shape}, expected one linear index for "
             f"each of the {height * width} pixels of image 2"
         )
-    return _backend(implementation).iterative_projection(points_11, points_21, init, config)
+    project = functools.partial(_backend(implementation).project, config=config)
+    return projection(project, points_11, points_21, init)
 
 
 def refine_matches(

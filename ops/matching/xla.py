@@ -1,10 +1,4 @@
-"""Dense matching in plain JAX: the definition every kernel is held against.
-
-Positions have derivatives in both pointmaps, by the condition they satisfy (``ops/implicit.py``):
-the image's ray there, ``r(p)``, is the ray ``t`` sought, that is ``J^T (r(p) - t) = 0`` with the
-derivatives ``J`` that the iterations use. A pixel that did not converge, or came to rest at the
-border, does not move.
-"""
+"""Dense matching in plain JAX: the definition every kernel is held against."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ops import image, rays
-from ops.implicit import follow_plane, implicitly
-from ops.matching.types import MatchConfig, Projection
+from ops.matching.types import MatchConfig
 
 Out = TypeVar("Out")
 
@@ -26,51 +19,23 @@ def ray_image(points: Float[Array, "h w 3"]) -> Float[Array, "hw 9"]:
     return jnp.concatenate([r, *image.scharr(r)], axis=-1).reshape(-1, 9)
 
 
-def iterative_projection(
+def project(
     points_11: Float[Array, "h w 3"],
     points_21: Float[Array, "h w 3"],
     init: Int[Array, "hw"],
     config: MatchConfig,
-) -> Projection:
-    """``api.iterative_projection`` without argument checks."""
+) -> tuple[Float[Array, "hw 2"], Bool[Array, "hw"]]:
+    """Positions and convergence of ``api.iterative_projection``, without derivatives."""
     height, width = points_11.shape[:2]
+    table = ray_image(points_11)
 
-    def solve(pointmaps: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        table = ray_image(pointmaps[0])
+    def some(
+        target: Float[Array, "n 3"], start: Int[Array, "n"]
+    ) -> tuple[Float[Array, "n 2"], Bool[Array, "n"]]:
+        return _project(table, target, start, height, width, config)
 
-        def project(
-            target: Float[Array, "n 3"], start: Int[Array, "n"]
-        ) -> tuple[Float[Array, "n 2"], Bool[Array, "n"]]:
-            return _project(table, target, start, height, width, config)
-
-        targets = rays.normalize(pointmaps[1]).reshape(-1, 3)
-        arrays = (targets, pointmaps[2])
-        return _in_chunks(project, arrays, config.projection_chunk, on_cpu=4096)
-
-    def slope(uv: Array, pointmaps: tuple[Array, Array, Array]) -> Float[Array, "n 2"]:
-        table, target = ray_image(pointmaps[0]), rays.normalize(pointmaps[1]).reshape(-1, 3)
-        sample = image.bilinear(table, uv, width)
-        error = rays.normalize(sample[:, :3]) - target
-        return jnp.stack([rays.dot(sample[:, 3:6], error), rays.dot(sample[:, 6:], error)], axis=-1)
-
-    def follow(
-        uv: Array, converged: Array, pointmaps: tuple[Array, Array, Array], change: Array
-    ) -> Float[Array, "n 2"]:
-        columns = [
-            jax.jvp(lambda uv: slope(uv, pointmaps), (uv,), (jnp.zeros_like(uv).at[:, k].set(1),))
-            for k in range(2)
-        ]
-        jacobian = jnp.stack([column for _, column in columns], axis=-1)
-        inside = jnp.all((uv > 1) & (uv < jnp.asarray([width - 2, height - 2], uv.dtype)), axis=-1)
-        return follow_plane(jacobian, change, converged & inside)
-
-    found = implicitly(
-        solve,
-        lambda uv, converged, pointmaps: slope(uv, pointmaps),
-        follow,
-        lambda uv, converged, pointmaps, xi: uv + xi,
-    )
-    return Projection(*found((points_11, points_21, init)))
+    targets = rays.normalize(points_21).reshape(-1, 3)
+    return _in_chunks(some, (targets, init), config.projection_chunk, on_cpu=4096)
 
 
 def _project(
