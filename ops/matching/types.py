@@ -23,12 +23,6 @@ class MatchConfig:
     """Descriptor window: ``2*radius + 1`` candidates a side."""
     dilation: int = 5
     """Stride of the first descriptor window; it shrinks by one down to 1."""
-    projection_chunk: int | None = None
-    """Pixels projected at a time; 0 for all at once. None: 4096 on a CPU, where a chunk stays in
-    the cache (2.4 times faster at 144x192), all at once elsewhere."""
-    refinement_chunk: int | None = None
-    """Pixels refined at a time; 0 for all at once. None: 512 on a CPU (1.9 times faster at
-    144x192), all at once elsewhere."""
 
 
 @record

@@ -12,7 +12,7 @@ from slam.config import FusionMode, SlamConfig, TrackingConfig, config_from_dict
 CHANGED = SlamConfig(
     size=224,
     max_keyframes=100,
-    match=MatchConfig(radius=2, projection_chunk=0),
+    match=MatchConfig(radius=2, max_iterations=5),
     tracking=TrackingConfig(
         fusion="best_score", fusion_score="mean", rays=RayFactorConfig(sigma_ray=0.01)
     ),

@@ -14,6 +14,7 @@ from ops.matching import (
     refine_matches,
     unique_fraction,
     valid_fraction,
+    xla,
 )
 
 H, W = 12, 17  # neither divides a chunk
@@ -76,19 +77,23 @@ def test_refinement_finds_a_planted_descriptor_and_prefers_the_first_of_equals()
     np.testing.assert_array_equal(found, 1 + W * 0)
 
 
-def test_chunks_do_not_change_the_answer():
+def test_chunks_do_not_change_the_answer(monkeypatch):
     """Chunks that leave a rest, and that are as large as the image or larger; 0 is no chunks."""
+    found = []
+    for chunk in (0, 50, H * W, 1000):
+        monkeypatch.setattr(xla, "CPU_PROJECTION_CHUNK", chunk)
+        monkeypatch.setattr(xla, "CPU_REFINEMENT_CHUNK", chunk)
+        found.append(jax.jit(lambda *arrays: match(*arrays))(*inputs()))
+    for pieces in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, pieces, found[0])
 
-    @jax.jit
-    def results(*arrays):
-        return [
-            match(*arrays, config=MatchConfig(projection_chunk=chunk, refinement_chunk=chunk))
-            for chunk in (0, 50, H * W, 1000)
-        ]
 
-    whole, *others = results(*inputs())
-    for pieces in others:
-        jax.tree.map(np.testing.assert_array_equal, pieces, whole)
+def test_descriptors_of_any_length():
+    """Seven channels do not fill a vector register: what is added must not count."""
+    X1, X2, D1, D2 = inputs()
+    short = match(X1, X2, D1[..., :7], D2[..., :7])
+    padded = [jnp.pad(x[..., :7], ((0, 0), (0, 0), (0, 9))) for x in (D1, D2)]
+    jax.tree.map(np.testing.assert_array_equal, short, match(X1, X2, *padded))
 
 
 def test_vmap_gives_batches():
