@@ -28,7 +28,8 @@ from slam.config import SlamConfig
 from slam.io.procedural import parse_procedural
 from slam.priors import GeometryNoise, RenderedGeometryPrior
 from slam.reconstruction import Reconstruction
-from slam.runner import Progress, Stepper, run
+from slam.runner import Progress, run
+from slam.stepper import Stepper
 
 EVERY_FRAME = ("look up", "encode", "decode", "match", "solve", "assess", "commit")
 """Stages that every frame passes: tracking."""

@@ -28,7 +28,8 @@ from slam.io.frames import Source, SourceFrame
 from slam.io.procedural import parse_procedural
 from slam.priors import GeometryNoise, RenderedGeometryPrior
 from slam.reconstruction import Reconstruction
-from slam.runner import Stepper, run
+from slam.runner import run
+from slam.stepper import Stepper
 
 
 class Kept:

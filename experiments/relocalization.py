@@ -21,7 +21,8 @@ from slam.evaluation import align_sim3
 from slam.io.procedural import ProceduralSource, parse_procedural
 from slam.priors import GeometryNoise, RenderedGeometryPrior
 from slam.reconstruction import Reconstruction
-from slam.runner import Stepper, run
+from slam.runner import run
+from slam.stepper import Stepper
 
 FRAMES = 200
 """Of every walk: one round, whose end sees again what its beginning saw."""

@@ -1,11 +1,10 @@
-"""The imperative rim: feeds frames to the stages, keeps time, grows buffers, collects results."""
+"""The imperative rim: feeds frames to the stages, grows buffers, collects results."""
 
 import collections
 import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,138 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import SolverStatus
-from slam import pipeline as stages
 from slam.config import SlamConfig
-from slam.graph import Links
 from slam.io.frames import Source, SourceError, SourceFrame
-from slam.io.prefetch import prefetch
+from slam.io.prefetch import Prefetch
 from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
-from slam.linking import Candidates
 from slam.reconstruction import Panel, Reconstruction
-from slam.slots import blank, read_slot
+from slam.slots import read_slot
 from slam.state import Mode, SlamState, StepOutput, init_state
-from slam.types import Frame, TwoViewPrior, retrieval_of
-
-
-class StageTimer:
-    """Wall-clock seconds by stage; a stage's first call, which compiles, is kept apart."""
-
-    def __init__(self) -> None:
-        self.first: dict[str, float] = {}
-        self.later: dict[str, list[float]] = collections.defaultdict(list)
-
-    def call(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Call, wait for the device, and book the time under ``name``."""
-        begin = time.perf_counter()
-        result = jax.block_until_ready(function(*args))
-        self.book(name, time.perf_counter() - begin)
-        return result
-
-    def book(self, name: str, seconds: float) -> None:
-        """Book seconds that were measured elsewhere."""
-        if name in self.first:
-            self.later[name].append(seconds)
-        else:
-            self.first[name] = seconds
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """By stage, seconds: the first call (with compilation), and of the others median, 99th
-        percentile and sum; and how many calls there were."""
-        rows = {}
-        for name, first in self.first.items():
-            later = self.later[name] or [float("nan")]
-            rows[name] = {
-                "first_s": first,
-                "median_s": float(np.median(later)),
-                "p99_s": float(np.percentile(later, 99)),
-                "later_sum_s": float(np.sum(self.later[name])),
-                "calls": 1 + len(self.later[name]),
-            }
-        return rows
-
-
-class Stepper:
-    """``slam.pipeline.step`` compiled stage by stage.
-
-    Equal to ``step`` (a test says so), but each stage can be timed, stages that a frame does not
-    need are not called, and a map that grows recompiles only the stages that touch its buffers.
-    """
-
-    def __init__(self, config: SlamConfig) -> None:
-        self.config = config
-        self.timer = StageTimer()
-        # Partials make these caches this object's own: ``jax.jit`` shares a function's otherwise.
-        self._look_up = jax.jit(functools.partial(stages.look_up))
-        self._encode = jax.jit(functools.partial(stages.encode))
-        self._decode = jax.jit(functools.partial(stages.decode))
-        self._match = jax.jit(functools.partial(stages.match_stage, config))
-        self._solve = jax.jit(functools.partial(stages.solve_stage, config))
-        self._assess = jax.jit(functools.partial(stages.assess, config))
-        self._propose = jax.jit(functools.partial(stages.propose, config))
-        self._verify = jax.jit(lambda prior, *rest: stages.verify(prior, config, *rest))
-        # Donated: an undonated commit copies the whole map on every frame.
-        self._commit = jax.jit(functools.partial(stages.commit, config), donate_argnums=0)
-        self._optimize = jax.jit(functools.partial(stages.optimize, config))
-        self._adopt = jax.jit(functools.partial(stages.adopt), donate_argnums=0)
-        self._nothing: dict[Any, tuple[Candidates, Links]] = {}
-
-    def cache_sizes(self) -> dict[str, int]:
-        """How often each stage has been compiled."""
-        stage = [name for name, value in vars(self).items() if hasattr(value, "_cache_size")]
-        return {name.lstrip("_"): getattr(self, name)._cache_size() for name in stage}
-
-    def __call__(
-        self, prior: TwoViewPrior, state: SlamState, frame: Frame
-    ) -> tuple[SlamState, StepOutput, "DenseResult"]:
-        """One step. ``state`` is consumed."""
-        call = self.timer.call
-        reference = call("look up", self._look_up, state)
-        encoding = call("encode", self._encode, prior, frame)
-        views = call("decode", self._decode, prior, reference, encoding)
-        found = call("match", self._match, reference, views)
-        solution = call("solve", self._solve, reference, views, found)
-        assessment = call("assess", self._assess, reference, views, found, solution)
-        if bool(assessment.wants_links):
-            candidates, links = self._search(prior, state, encoding, assessment)
-        else:
-            candidates, links = self._no_links(prior, state, encoding, assessment)
-        seen = (frame, encoding, views, found, solution, assessment, candidates, links)
-        state, output = call("commit", self._commit, state, *seen)
-        if int(output.new_links):
-            poses = call("optimize", self._optimize, state)
-            state, output = call("adopt", self._adopt, state, output, poses)
-        return state, output, DenseResult(views, found)
-
-    def _search(self, prior: TwoViewPrior, *seen: Any) -> tuple[Candidates, Links]:
-        """The frame's links with keyframes, before they are judged."""
-        state, encoding, assessment = seen
-        candidates, encodings = self.timer.call(
-            "propose", self._propose, retrieval_of(prior), state, encoding, assessment
-        )
-        links = self.timer.call("verify", self._verify, prior, encoding, candidates, encodings)
-        return candidates, links
-
-    def _no_links(self, prior: TwoViewPrior, *seen: Any) -> tuple[Candidates, Links]:
-        """What a frame has that looks for no links: the same shapes, nothing in them."""
-        state, encoding, assessment = seen
-        leaves, kind = jax.tree.flatten((prior, encoding))
-        kind = kind, *(leaf.shape for leaf in leaves)
-        if kind not in self._nothing:
-            candidates, encodings = jax.eval_shape(
-                self._propose, retrieval_of(prior), state, encoding, assessment
-            )
-            links = jax.eval_shape(self._verify, prior, encoding, candidates, encodings)
-            self._nothing[kind] = blank((candidates, links))
-        return self._nothing[kind]
-
-
-@dataclasses.dataclass(frozen=True)
-class DenseResult:
-    """Per-pixel results of one step, for looking at."""
-
-    views: stages.Views
-    correspondence: stages.Correspondence
+from slam.stepper import DenseResult, StageTimer, Stepper
+from slam.types import Frame, TwoViewPrior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +44,7 @@ def run(
     on_progress: Callable[[Progress], None] | None = None,
     num_panels: int = 0,
     stepper: Stepper | None = None,
+    time_every: int | None = None,
 ) -> Reconstruction:
     """Run the SLAM over a whole source.
 
@@ -179,6 +57,9 @@ def run(
         num_panels: how many frames, evenly spread, to keep per-pixel results of.
         stepper: compiled stages of an earlier run, with their configuration, to save compiling
             them again; the sources must have the same image size and the priors the same kind.
+        time_every: in every so-many-th frame each stage is waited for and timed; between them the
+            device is given the next frame before the host has read of the last one, and keeps busy.
+            Results are the same. By default 1 on a CPU, which has nobody to wait for, else 16.
 
     Returns:
         The reconstruction, on the host.
@@ -194,6 +75,7 @@ def run(
     timer = stepper.timer = StageTimer()
     panel_frames = _panel_frames(source.num_frames, num_panels)
     state: SlamState | None = None
+    K: np.ndarray | None = None
     outputs: list[StepOutput] = []
     timestamps: list[float] = []
     references: list[np.ndarray] = []
@@ -201,54 +83,70 @@ def run(
     notes: list[str] = []
     growth: list[dict[str, int]] = []
 
-    begin = time.perf_counter()
-    first_done = begin
-    with contextlib.closing(prefetch(prepare_frames(source, config.size))) as frames:
-        waiting = begin
-        for raw, host_frame in frames:
-            # Frames are made in another thread: this is how long the device had to wait for one.
-            timer.book("source", time.perf_counter() - waiting)
-            frame: Frame = jax.device_put(host_frame)
-            number = len(outputs)
-            if state is None:
-                K = _constant_intrinsics(raw, frame, None) if calibrated else None
-                state = init_state(prior, _within_limit(config), frame, K)
-            elif calibrated:
-                _constant_intrinsics(raw, frame, state.K)
-            # Before the step, which consumes the state: the slot this frame is tracked against.
-            slot = max(int(outputs[-1].num_keyframes) - 1, 0) if outputs else 0
-            state, output, dense = stepper(prior, state, frame)
-            output = jax.device_get(output)
+    if time_every is None:
+        time_every = 1 if jax.default_backend() == "cpu" else 16
+    unread: collections.deque[StepOutput] = collections.deque()
+
+    def read(left: int = 0) -> None:
+        """Fetch what happened to the frames so far, but for the last ``left``."""
+        while len(unread) > left:
+            output = jax.device_get(unread.popleft())
             outputs.append(output)
-            timestamps.append(raw.timestamp)
-            references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
-            # Against a keyframe, that is: other frames were matched with themselves.
-            if number in panel_frames and output.iterations and output.mode == Mode.TRACKING:
-                panels.append(_panel(state, frame, dense, number, slot))
-            state, larger = _with_room(config, state, output)
-            if larger:
-                growth.append({"frame": number, **larger})
             if output.full and not notes:
                 notes.append(
-                    f"the limit of {config.max_keyframes} keyframes was reached at frame {number}: "
-                    "tracking goes on against the last one, and a lost camera is found again only "
-                    "there; raise max_keyframes to map further"
+                    f"the limit of {config.max_keyframes} keyframes was reached at frame "
+                    f"{len(outputs) - 1}: tracking goes on against the last one, and a lost camera "
+                    "is found again only there; raise max_keyframes to map further"
                 )
             if on_progress is not None:
                 on_progress(
                     Progress(
-                        frame=number,
+                        frame=len(outputs) - 1,
                         total=source.num_frames,
                         mode=Mode(int(output.mode)),
                         num_keyframes=int(output.num_keyframes),
                         match_fraction=float(output.match_fraction),
                     )
                 )
+
+    begin = time.perf_counter()
+    first_done = waiting = begin
+    with contextlib.closing(Prefetch(prepare_frames(source, config.size))) as frames:
+        upcoming = _Upcoming(frames, prior, stepper)
+        for number, item in enumerate(upcoming):
+            raw, frame = item.raw, item.frame
+            # Frames are made in another thread: this is how long the device had to wait for one.
+            timer.book("source", upcoming.waited)
+            timer.waits = number % time_every == 0
+            if state is None:
+                K = _constant_intrinsics(raw, item.host, None) if calibrated else None
+                on_device = None if K is None else jnp.asarray(K)
+                state = init_state(prior, _within_limit(config), frame, on_device)
+            elif calibrated:
+                _constant_intrinsics(raw, item.host, K)
+            # Before the step, which consumes the state: the slot this frame is tracked against.
+            slot = max(int(outputs[-1].num_keyframes) - 1, 0) if outputs else 0
+            overlaps = not timer.waits and (number + 1) % time_every != 0
+            meanwhile = upcoming.prepare if overlaps else _nothing
+            state, output, dense = stepper(prior, state, frame, item.encoding, meanwhile)
+            unread.append(output)
+            timestamps.append(raw.timestamp)
+            references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
+            # The one before is ready, this one may not be; but a map that may be full is looked at.
+            read(left=0 if timer.waits or stepper.linking else 1)
+            # Against a keyframe, that is: other frames were matched with themselves.
+            if number in panel_frames and output.iterations and output.mode == Mode.TRACKING:
+                panels.append(_panel(state, frame, dense, number, slot))
+            if not unread:
+                state, larger = _with_room(config, state, outputs[-1])
+                if larger:
+                    growth.append({"frame": number, **larger})
             done = time.perf_counter()
             timer.book("frame", done - waiting)
             waiting = done
             if number == 0:
                 first_done = done
+        read()
     if state is None:
         raise SourceError(f"{source.name}: the source has no frames")
     end = time.perf_counter()
@@ -288,6 +186,65 @@ def run(
         K=None if state.K is None else np.asarray(state.K),
         links=np.stack([state.graph.i, state.graph.j], axis=1)[: int(state.graph.size) : 2],
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    """A frame on its way in."""
+
+    raw: SourceFrame
+    host: Frame
+    frame: Frame
+    """The same on the device."""
+    encoding: Any = None
+    """What the prior extracts of it, if that has been begun."""
+
+
+class _Upcoming:
+    """The frames of a source, on the device; of the next one, what can be done before its turn."""
+
+    def __init__(
+        self, frames: Prefetch[tuple[SourceFrame, Frame]], prior: TwoViewPrior, stepper: Stepper
+    ) -> None:
+        self.frames, self.prior, self.stepper = frames, prior, stepper
+        self.waited = 0.0
+        """Seconds that the last frame was waited for."""
+        self._next: _Item | None = None
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[_Item]:
+        while self._failure is None:
+            begin = time.perf_counter()
+            item, self._next = self._next, None
+            if item is None:
+                try:
+                    item = self._take()
+                except StopIteration:
+                    return
+            self.waited = time.perf_counter() - begin
+            yield item
+        raise self._failure
+
+    def prepare(self) -> None:
+        """Have the next frame encoded, if there is one already."""
+        if self._next is None and self._failure is None and self.frames.ready():
+            try:
+                item = self._take()
+            except StopIteration:
+                return
+            except Exception as error:  # its turn comes after the frame that is being worked on
+                self._failure = error
+                return
+            encoding = self.stepper.encode(self.prior, item.frame)
+            self._next = dataclasses.replace(item, encoding=encoding)
+
+    def _take(self) -> _Item:
+        raw, host = next(self.frames)
+        return _Item(raw, host, jax.device_put(host))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _panel_frames(total: int | None, count: int) -> set[int]:
@@ -330,7 +287,7 @@ def _within_limit(config: SlamConfig) -> SlamConfig:
     return dataclasses.replace(config, keyframe_capacity=capacity)
 
 
-def _constant_intrinsics(raw: SourceFrame, frame: Frame, K: jax.Array | None) -> jax.Array:
+def _constant_intrinsics(raw: SourceFrame, frame: Frame, K: np.ndarray | None) -> np.ndarray:
     """The frame's intrinsics, which calibrated mode needs to be there and to stay the same."""
     where = raw.origin or f"frame {raw.index}"
     if frame.K is None:
@@ -348,4 +305,4 @@ def _constant_intrinsics(raw: SourceFrame, frame: Frame, K: jax.Array | None) ->
             f"{where}: intrinsics change here, which calibrated mode does not support; "
             "run without --calibrated"
         )
-    return jnp.asarray(frame.K)
+    return np.asarray(frame.K)

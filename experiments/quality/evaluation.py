@@ -33,7 +33,8 @@ from slam.io.frames import Source
 from slam.io.preparation import prepare_frames
 from slam.io.procedural import parse_procedural
 from slam.reconstruction import Reconstruction
-from slam.runner import Stepper, run
+from slam.runner import run
+from slam.stepper import Stepper
 from slam.types import TwoViewPrior
 
 FIRST_SEED = 1_000_000

@@ -4,23 +4,10 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-def prefetch(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
-    """The same items in the same order, made in a background thread up to ``ahead`` in advance.
-
-    An exception of ``items`` is raised here, after the items before it. The thread starts at the
-    first ``next`` and has ended, with ``items`` closed, when this generator is exhausted or closed;
-    whoever may stop early says ``with contextlib.closing(prefetch(...)) as frames``. Raises
-    ``ValueError`` if ``ahead`` is below 1.
-    """
-    if ahead < 1:
-        raise ValueError(f"ahead={ahead} must be at least 1")
-    return _consume(items, ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +20,40 @@ class _Ended:
     failure: BaseException | None
 
 
-def _consume(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
+class Prefetch(Generic[T]):
+    """The same items in the same order, made in a background thread up to ``ahead`` in advance.
+
+    An exception of ``items`` is raised here, after the items before it. The thread starts at the
+    first ``next`` and has ended, with ``items`` closed, when this iterator is exhausted, closed or
+    forgotten; whoever may stop early says ``with contextlib.closing(Prefetch(...)) as frames``.
+    Raises ``ValueError`` if ``ahead`` is below 1.
+    """
+
+    def __init__(self, items: Iterable[T], ahead: int = 2) -> None:
+        if ahead < 1:
+            raise ValueError(f"ahead={ahead} must be at least 1")
+        self._ready: queue.SimpleQueue[_Made[T] | _Ended] = queue.SimpleQueue()
+        self._items = _consume(items, ahead, self._ready)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        return next(self._items)
+
+    def ready(self) -> bool:
+        """Whether ``next`` would answer at once: with an item, an exception or the end."""
+        return not self._ready.empty()
+
+    def close(self) -> None:
+        """End the thread and wait for it."""
+        self._items.close()
+
+
+def _consume(
+    items: Iterable[T], ahead: int, ready: queue.SimpleQueue[_Made[T] | _Ended]
+) -> Generator[T, None, None]:
     # The semaphore bounds the queue, and is taken BEFORE an item is made: no item waits outside.
-    ready: queue.SimpleQueue[_Made[T] | _Ended] = queue.SimpleQueue()
     free = threading.Semaphore(ahead)
     stopped = threading.Event()
 

@@ -15,8 +15,8 @@ from slam.config import RelocalizationConfig, SlamConfig
 from slam.keyframes import grow
 from slam.pipeline import step
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
-from slam.runner import Stepper
 from slam.state import Mode, init_state
+from slam.stepper import Stepper
 from tests.slam import scenes
 
 CONFIG = SlamConfig(keyframe_capacity=4)

@@ -2,13 +2,17 @@
 
 import dataclasses
 import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 
 from slam import runner
 from slam.io.frames import SourceError
 from slam.state import Mode
+from slam.stepper import StageTimer, Stepper
+from slam.types import Frame
 from tests.slam import rim
 
 STAGES = {"source", "look up", "encode", "decode", "match", "solve", "assess", "commit", "frame"}
@@ -74,7 +78,7 @@ def test_timing_tells_every_stage():
 
 
 def test_timer_keeps_the_first_call_apart():
-    timer = runner.StageTimer()
+    timer = StageTimer()
     for seconds in (9.0, 1.0, 2.0, 3.0):
         timer.book("solve", seconds)
     assert timer.call("double", lambda x: 2 * x, 4) == 8
@@ -83,6 +87,82 @@ def test_timer_keeps_the_first_call_apart():
     assert (solve["first_s"], solve["median_s"], solve["later_sum_s"]) == (9.0, 2.0, 6.0)
     assert solve["calls"] == 4 and 2.9 < solve["p99_s"] <= 3.0
     assert summary["double"]["calls"] == 1 and np.isnan(summary["double"]["median_s"])
+
+
+def test_overlapping_changes_nothing_but_the_times():
+    """Frames whose stages are not waited for: same numbers, same order of what is told."""
+    told = []
+    result = runner.run(
+        rim.source(), rim.EXACT, rim.CONFIG, on_progress=told.append, num_panels=3, time_every=5
+    )
+    assert told == rim.progress()
+    jax.tree.map(np.testing.assert_array_equal, result.frames, rim.result().frames)
+    jax.tree.map(np.testing.assert_array_equal, result.keyframes, rim.result().keyframes)
+    assert [p.frame_index for p in result.panels] == [3, 6, 10]
+    stages = result.timing["stages"]
+    assert stages["frame"]["calls"] == stages["source"]["calls"] == 14
+    assert stages["decode"]["calls"] == 3  # frames 0, 5, 10
+
+
+class Recording(Stepper):
+    """Notes what the device is given, and when the host reads."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.events = []
+        for name in ("encode", "commit"):
+            setattr(self, f"_{name}", self.noted(name, getattr(self, f"_{name}")))
+
+    def noted(self, name, function):
+        def call(*arguments):
+            frame = next((int(a.index) for a in arguments if isinstance(a, Frame)), None)
+            self.events.append((name, frame))
+            return function(*arguments)
+
+        return call
+
+
+def test_the_device_has_the_next_frame_before_the_host_reads_of_this_one(monkeypatch):
+    stepper = Recording(rim.CONFIG)
+    sources = []
+
+    class Watched(runner.Prefetch):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            sources.append(self)
+
+    def wait_for_the_source(progress):
+        end = time.monotonic() + 10  # reached only when the test fails
+        while progress.frame == 0 and sources[0]._ready.qsize() < 2 and time.monotonic() < end:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(runner, "Prefetch", Watched)
+    runner.run(
+        rim.source(3), rim.EXACT, stepper=stepper, on_progress=wait_for_the_source, time_every=100
+    )
+    assert stepper.events == [
+        ("encode", 0), ("commit", 0),  # timed
+        ("encode", 1), ("encode", 2), ("commit", 1), ("commit", 2),
+    ]  # fmt: skip
+
+
+def test_a_source_that_fails_ahead_of_its_turn_fails_after_the_frames_before_it():
+    class Failing(rim.Frames):
+        def __iter__(self):
+            yield from self.frames
+            raise SourceError("frame 3: torn")
+
+    told = []
+    with pytest.raises(SourceError, match="frame 3: torn"):
+        runner.run(
+            Failing(list(rim.walk()[:3])),
+            rim.EXACT,
+            rim.CONFIG,
+            on_progress=lambda p: told.append(p.frame),
+            time_every=100,
+        )
+    assert told[:2] == [0, 1]
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
 def test_progress_is_told_after_every_frame():

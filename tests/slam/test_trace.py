@@ -21,8 +21,8 @@ from ops import Sim3, lie_convert
 from ops.matching import MatchConfig, xla
 from slam.config import RelocalizationConfig, SlamConfig
 from slam.evaluation import ate
-from slam.runner import Stepper
 from slam.state import Mode, init_state
+from slam.stepper import Stepper
 from slam.types import Frame
 from tests.conftest import DATA
 from tests.slam import replay

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from slam.io.prefetch import prefetch
+from slam.io.prefetch import Prefetch
 
 
 def threads() -> list[threading.Thread]:
@@ -25,8 +25,8 @@ def eventually(condition, seconds: float = 5.0) -> bool:
 @pytest.mark.parametrize("ahead", [1, 2, 100])
 def test_same_items_in_the_same_order(ahead):
     items = [3, None, "x", 0, ()]  # also those that look like nothing
-    assert list(prefetch(items, ahead)) == items
-    assert list(prefetch([], ahead)) == []
+    assert list(Prefetch(items, ahead)) == items
+    assert list(Prefetch([], ahead)) == []
     assert not threads()
 
 
@@ -39,7 +39,7 @@ def test_works_ahead_and_no_further(ahead):
             made.append(i)
             yield i
 
-    with contextlib.closing(prefetch(source(), ahead)) as items:
+    with contextlib.closing(Prefetch(source(), ahead)) as items:
         for i in range(10):
             assert next(items) == i
             assert eventually(lambda i=i: len(made) == i + 1 + ahead)
@@ -55,7 +55,7 @@ def test_items_are_made_in_another_thread():
             names.append(threading.current_thread().name)
             yield i
 
-    list(prefetch(source()))
+    list(Prefetch(source()))
     assert set(names) == {"prefetch"}
 
 
@@ -67,7 +67,7 @@ def test_exception_comes_after_the_items_before_it():
 
     got = []
     with pytest.raises(KeyError, match="third"):
-        for item in prefetch(source(), 10):
+        for item in Prefetch(source(), 10):
             got.append(item)
     assert got == [1, 2]
     assert not threads()
@@ -79,7 +79,7 @@ def test_exception_of_iter_itself():
             raise OSError("cannot open")
 
     with pytest.raises(OSError, match="cannot open"):
-        next(prefetch(Broken()))
+        next(Prefetch(Broken()))
     assert not threads()
 
 
@@ -93,7 +93,7 @@ def test_closing_early_ends_the_thread_and_closes_the_source():
         finally:
             closed.set()
 
-    with contextlib.closing(prefetch(endless(), 2)) as items:
+    with contextlib.closing(Prefetch(endless(), 2)) as items:
         next(items)
         assert len(threads()) == 1
     assert closed.is_set() and not threads()
@@ -104,7 +104,7 @@ def test_forgetting_it_ends_the_thread():
         while True:
             yield 0
 
-    items = prefetch(endless(), 2)
+    items = Prefetch(endless(), 2)
     next(items)
     del items
     gc.collect()
@@ -113,7 +113,7 @@ def test_forgetting_it_ends_the_thread():
 
 def test_never_started_never_made():
     made = []
-    items = prefetch((made.append(i) for i in range(3)), 2)
+    items = Prefetch((made.append(i) for i in range(3)), 2)
     assert not threads() and not made
     items.close()
 
@@ -125,7 +125,7 @@ def test_consumer_that_raises_ends_the_thread():
 
     with (
         pytest.raises(RuntimeError, match="mine"),
-        contextlib.closing(prefetch(endless())) as items,
+        contextlib.closing(Prefetch(endless())) as items,
     ):
         for _ in items:
             raise RuntimeError("mine")
@@ -134,4 +134,4 @@ def test_consumer_that_raises_ends_the_thread():
 
 def test_must_work_ahead_at_all():
     with pytest.raises(ValueError, match="ahead=0 must be at least 1"):
-        prefetch([], 0)
+        Prefetch([], 0)
