@@ -46,10 +46,10 @@ class RecordingStepper(Stepper):
         super().__init__(config)
         self.records: list[dict[str, Any]] = []
 
-    def __call__(self, prior: Any, state: Any, frame: Any) -> Any:
+    def __call__(self, prior: Any, state: Any, frame: Any, *more: Any) -> Any:
         """One step; adds a record."""
         compiled, calls = self.cache_sizes(), self._calls()
-        state, output, dense = super().__call__(prior, state, frame)
+        state, output, dense = super().__call__(prior, state, frame, *more)
         seconds = {
             stage: self.timer.later[stage][-1] if self.timer.later[stage] else first
             for stage, first in self.timer.first.items()
@@ -127,7 +127,7 @@ class LongRun:
         )
         prior = RenderedGeometryPrior(dataclasses.replace(self.noise, seed=self.seed))
         stepper = RecordingStepper(SlamConfig(size=width))
-        result = run(source, prior, stepper=stepper, on_progress=_report)
+        result = run(source, prior, stepper=stepper, on_progress=_report, time_every=1)
         records, growth = stepper.records, result.timing["growth"]
         device = jax.devices()[0].device_kind
         print(f"{self.frames} frames of {width}x{height} on {device}, jax {jax.__version__}")

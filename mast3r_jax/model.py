@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
@@ -47,6 +48,11 @@ class MASt3R(nnx.Module):
         self.decoder = Decoder(config, numerics=numerics, rngs=rngs)
         self.head_1 = Head(config, numerics=numerics, rngs=rngs)
         self.head_2 = Head(config, numerics=numerics, rngs=rngs)
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """What ``decode`` rounds tokens to before anything else."""
+        return self.decoder.numerics.compute
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
         """Tokens of images in [-1, 1], row-major over their 16 x 16 patches, ``enc_dim`` channels.

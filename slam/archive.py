@@ -21,7 +21,7 @@ from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 from slam.state import Keyframes, StepOutput
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout; a reader refuses others."""
 
 _DAMAGE = (
@@ -35,6 +35,7 @@ archive of other contents."""
 def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     """Write everything of a reconstruction except its panels; atomic."""
     arrays: dict[str, np.ndarray] = {"timestamps": result.timestamps, "links": result.links}
+    arrays["images"] = result.images
     if result.reference_T_WC is not None:
         arrays["reference_T_WC"] = result.reference_T_WC
     if result.K is not None:
@@ -81,6 +82,7 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             timing=about["timing"],
             notes=tuple(about["notes"]),
             links=arrays["links"],
+            images=arrays["images"],
         )
     except SourceError:
         raise

@@ -3,36 +3,39 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ops import FusedPointmap, Sim3
-from slam.slots import add_slots, write_slot
+from slam.slots import add_slots, same_types, write_slot
 from slam.state import Keyframes, SlamState
-from slam.types import Frame
 
 
 def append(
     keyframes: Keyframes,
-    frame: Frame,
+    index: Int[Array | np.ndarray, ""],
     T_WC: Sim3,
     submap: Int[Array, ""],
     pointmap: FusedPointmap,
     encoding: Any,
     where: Bool[Array, ""],
 ) -> Keyframes:
-    """Add a keyframe in the next free slot if ``where``; the caller has checked there is room."""
+    """Add frame ``index`` in the next free slot if ``where``; the caller has checked there is room.
+
+    What is kept of its encoding is rounded to the types of the buffers.
+    """
     slot = jnp.minimum(keyframes.size, keyframes.capacity - 1)
-    buffers = (keyframes.frame_index, keyframes.T_WC, keyframes.submap, keyframes.image)
-    contents = (frame.index, T_WC, submap, frame.image)
-    frame_index, poses, submaps, image = write_slot(buffers, slot, contents, where)
+    buffers = (keyframes.frame_index, keyframes.T_WC, keyframes.submap)
+    contents = (index, T_WC, submap)
+    frame_index, poses, submaps = write_slot(buffers, slot, contents, where)
+    kept = same_types(encoding, keyframes.encoding)
     return Keyframes(
         size=keyframes.size + where.astype(jnp.int32),
         frame_index=frame_index,
         T_WC=poses,
         submap=submaps,
-        image=image,
         pointmap=write_slot(keyframes.pointmap, slot, pointmap, where),
-        encoding=write_slot(keyframes.encoding, slot, encoding, where),
+        encoding=write_slot(keyframes.encoding, slot, kept, where),
     )
 
 

@@ -21,7 +21,7 @@ from slam.decisions import LinkChoice, MatchChoice
 from slam.frontend import View, decode_pairs
 from slam.graph import Links
 from slam.retrieval import query
-from slam.slots import blank, read_slot
+from slam.slots import blank, read_slot, same_types
 from slam.state import SlamState
 from slam.tracking import match_quality
 from slam.types import TwoViewPrior
@@ -120,6 +120,7 @@ def verify(
         def both(first: Any, second: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
 
+        candidate = same_types(candidate, encoding)
         views = decode_pairs(prior, both(candidate, encoding), both(encoding, candidate))
         return jax.vmap(lambda *pair: _match_views(config, *pair))(*views, *choice)
 

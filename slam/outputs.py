@@ -147,7 +147,7 @@ def _write_all(
     for slot in range(result.num_keyframes):
         number = int(result.keyframes.frame_index[slot])
         with atomic_write(folder / "keyframes" / f"{number:06d}.png") as file:
-            Image.fromarray(np.asarray(result.keyframes.image[slot])).save(file, format="png")
+            Image.fromarray(result.images[slot]).save(file, format="png")
     _draw(result, folder, cloud)
     with atomic_write(folder / "run.json") as file:
         record = _without_nan({**about, **summary(result, len(cloud.points), tuple(notes))})

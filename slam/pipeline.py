@@ -27,7 +27,7 @@ from slam.graph import Links, add_links
 from slam.keyframes import append
 from slam.linking import Candidates
 from slam.retrieval import add
-from slam.slots import blank, read_slot, select, write_slot
+from slam.slots import blank, read_slot, same_types, select, write_slot
 from slam.state import Mode, SlamState, StepOutput, identity_match
 from slam.tracking import (
     Correspondence,
@@ -129,7 +129,7 @@ def encode(prior: TwoViewPrior, frame: Frame) -> Any:
 
 def decode(prior: TwoViewPrior, reference: Reference, encoding: Any) -> Views:
     """Stage 3: pointmaps of the frame and of the last keyframe (or of the frame twice)."""
-    partner = select(reference.alone, encoding, reference.encoding)
+    partner = select(reference.alone, encoding, same_types(reference.encoding, encoding))
     return Views(*decode_pair(prior, encoding, partner))
 
 
@@ -249,7 +249,7 @@ def commit(
     T_WC = select(tracked, keyframes.T_WC[last] @ assessment.T_kf, keyframes.T_WC[nearest])
     keyframes = append(
         keyframes,
-        frame,
+        jnp.asarray(frame.index),
         select(separate, Sim3.identity(dtype=T_WC.dtype), T_WC),
         jnp.where(separate, backend.next_submap(keyframes), keyframes.submap[nearest]),
         first_pointmap(config.tracking, views.frame),
@@ -272,6 +272,7 @@ def commit(
         database=database,
         T_kf=select(added, Sim3.identity(dtype=T_WC.dtype), assessment.T_kf),
         match_init=jnp.where(warm, correspondence.matches.index, identity_match(state.image_shape)),
+        image_shape=state.image_shape,
         failures=jnp.where(placed, 0, state.failures + searching.astype(jnp.int32)),
         K=state.K,
         noise=state.noise,

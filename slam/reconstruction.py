@@ -76,6 +76,8 @@ class Reconstruction:
     """Report of every frame, stacked [F]."""
     keyframes: Keyframes
     """The map, its buffers cut to the slots in use."""
+    images: np.ndarray
+    """uint8 [keyframes, H, W, 3], RGB of each keyframe."""
     reference_T_WC: np.ndarray | None = None
     """Ground truth [F, 4, 4] where the source has one; rows of NaN where it does not."""
     timing: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -244,7 +246,7 @@ class Reconstruction:
         for slot in self.slots_of(submap):  # one at a time: the whole map may not fit a device
             T_WC, pointmap, image = jax.tree.map(
                 lambda x, slot=slot: x[slot],
-                (self.keyframes.T_WC, self.keyframes.pointmap, self.keyframes.image),
+                (self.keyframes.T_WC, self.keyframes.pointmap, self.images),
             )
             points, confidence = _world_points(T_WC, pointmap, self.K, image.shape[:2])
             points, confidence = np.asarray(points), np.asarray(confidence)

@@ -18,7 +18,6 @@ from slam.io.prefetch import Prefetch
 from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
 from slam.reconstruction import Panel, Reconstruction
-from slam.slots import read_slot
 from slam.state import Mode, SlamState, StepOutput, init_state
 from slam.stepper import DenseResult, StageTimer, Stepper
 from slam.types import Frame, TwoViewPrior
@@ -85,13 +84,17 @@ def run(
 
     if time_every is None:
         time_every = 1 if jax.default_backend() == "cpu" else 16
-    unread: collections.deque[StepOutput] = collections.deque()
+    unread: collections.deque[tuple[StepOutput, np.ndarray]] = collections.deque()
+    images: list[np.ndarray] = []
 
     def read(left: int = 0) -> None:
         """Fetch what happened to the frames so far, but for the last ``left``."""
         while len(unread) > left:
-            output = jax.device_get(unread.popleft())
+            output, image = unread.popleft()
+            output = jax.device_get(output)
             outputs.append(output)
+            if output.is_keyframe:
+                images.append(image)
             if output.full and not notes:
                 notes.append(
                     f"the limit of {config.max_keyframes} keyframes was reached at frame "
@@ -129,14 +132,15 @@ def run(
             overlaps = not timer.waits and (number + 1) % time_every != 0
             meanwhile = upcoming.prepare if overlaps else _nothing
             state, output, dense = stepper(prior, state, frame, item.encoding, meanwhile)
-            unread.append(output)
+            unread.append((output, np.asarray(item.host.image)))
             timestamps.append(raw.timestamp)
             references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
             # The one before is ready, this one may not be; but a map that may be full is looked at.
             read(left=0 if timer.waits or stepper.linking else 1)
             # Against a keyframe, that is: other frames were matched with themselves.
             if number in panel_frames and output.iterations and output.mode == Mode.TRACKING:
-                panels.append(_panel(state, frame, dense, number, slot))
+                shown = np.asarray(item.host.image), images[slot]
+                panels.append(_panel(state, shown, dense, number, slot))
             if not unread:
                 state, larger = _with_room(config, state, outputs[-1])
                 if larger:
@@ -179,6 +183,7 @@ def run(
         timestamps=np.asarray(timestamps, np.float64),
         frames=jax.tree.map(lambda *x: np.stack(x), *outputs),
         keyframes=keyframes,
+        images=np.stack(images) if images else np.zeros((0, *state.image_shape, 3), np.uint8),
         reference_T_WC=known if np.isfinite(known).any() else None,
         timing=timing,
         notes=tuple(notes),
@@ -255,12 +260,18 @@ def _panel_frames(total: int | None, count: int) -> set[int]:
     return {int(i) for i in np.linspace(0, total - 1, count + 2)[1:-1].round()}
 
 
-def _panel(state: SlamState, frame: Frame, dense: DenseResult, index: int, slot: int) -> Panel:
+def _panel(
+    state: SlamState,
+    images: tuple[np.ndarray, np.ndarray],
+    dense: DenseResult,
+    index: int,
+    slot: int,
+) -> Panel:
     return Panel(
         frame_index=index,
         keyframe_index=int(state.keyframes.frame_index[slot]),
-        image_f=np.asarray(frame.image),
-        image_k=np.asarray(read_slot(state.keyframes.image, jnp.int32(slot))),
+        image_f=images[0],
+        image_k=images[1],
         views=jax.device_get(dense.views),
         correspondence=jax.device_get(dense.correspondence),
     )

@@ -29,6 +29,11 @@ def write_slot(
     return jax.tree.map(write, tree, value)
 
 
+def same_types(tree: Any, like: Any) -> Any:
+    """A pytree in the types of another one."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
 def add_slots(tree: Any, extra: int) -> Any:
     """Every buffer of a pytree with ``extra`` blank slots at its end; scalars stay as they are."""
 

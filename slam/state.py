@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from ops import FusedPointmap, Sim3, init_fused
 from ops.edge_system import FactorNoise
-from ops.records import Record, record
+from ops.records import Record, record, static_field
 from slam.config import SlamConfig
 from slam.graph import Graph, empty_graph
 from slam.retrieval import Database, empty_database
-from slam.types import Frame, TwoViewPrior, retrieval_of
+from slam.types import Frame, TwoViewPrior, keep, retrieval_of
 
 
 class Mode(enum.IntEnum):
@@ -40,17 +40,15 @@ class Keyframes(Record):
     """Pose of each keyframe, camera to world, Sim(3) [capacity]."""
     submap: Int[Array, " capacity"]
     """Number of the submap each keyframe belongs to; each submap has a world frame of its own."""
-    image: UInt8[Array, "capacity h w 3"]
-    """RGB of each keyframe."""
     pointmap: FusedPointmap
     """Canonical pointmap of each keyframe in its own camera, pixels in linear order [capacity]."""
     encoding: Any
-    """What the prior keeps of each keyframe [capacity, ...]."""
+    """What the prior keeps of each keyframe [capacity, ...]; images are not among it."""
 
     @property
     def capacity(self) -> int:
         """Slots there are (static)."""
-        return self.image.shape[0]
+        return self.frame_index.shape[0]
 
     @property
     def last(self) -> Int[Array, ""]:
@@ -87,18 +85,14 @@ class SlamState(Record):
     """Pose of the last tracked frame in the camera of the last keyframe."""
     match_init: Int[Array, " hw"]
     """Where matching starts: for each pixel of the last keyframe, a pixel of the next frame."""
+    image_shape: tuple[int, int] = static_field()
+    """Height and width of the working resolution."""
     failures: Int[Array, ""]
     """Frames since the camera was lost that were looked up in vain."""
     K: Float[Array, "3 3"] | None
     """Intrinsics at the working resolution, or None: then the camera is uncalibrated."""
     noise: NoiseModel | None = None
     """What takes the place of the configuration's standard deviations, if anything."""
-
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """Height and width of the working resolution (static)."""
-        _, height, width, _ = self.keyframes.image.shape
-        return height, width
 
 
 @record
@@ -175,7 +169,7 @@ def init_state(
     """
     height, width = frame.image.shape[:2]
     capacity = config.keyframe_capacity
-    encoding = jax.eval_shape(lambda prior, frame: prior.encode(frame), prior, frame)
+    encoding = jax.eval_shape(lambda prior, frame: keep(prior, prior.encode(frame)), prior, frame)
     model, num_tokens = retrieval_of(prior), encoding.features.shape[0]
 
     def buffer(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -193,7 +187,6 @@ def init_state(
             frame_index=buffer((), jnp.int32),
             T_WC=Sim3.identity((capacity,)),
             submap=buffer((), jnp.int32),
-            image=buffer((height, width, 3), jnp.uint8),
             pointmap=jax.tree.map(lambda x: buffer(x.shape, x.dtype), blank),
             encoding=jax.tree.map(lambda x: buffer(x.shape, x.dtype), encoding),
         ),
@@ -201,6 +194,7 @@ def init_state(
         database=None if model is None else empty_database(model, num_tokens, capacity),
         T_kf=Sim3.identity(),
         match_init=identity_match((height, width)),
+        image_shape=(height, width),
         failures=jnp.int32(0),
         # A copy: the state is donated on every step, and the caller's array would die with it.
         K=None if K is None else jnp.array(K, jnp.float32),

@@ -37,7 +37,8 @@ class TwoViewPrior(Protocol):
 
     Implementations are pytrees (weights are leaves) and both methods trace under ``jit``. One that
     has an attribute ``retrieval``, a ``RetrievalModel`` for its own features, closes loops and
-    relocalises; see ``retrieval_of``.
+    relocalises; see ``retrieval_of``. One that has a method ``keep(encoding)`` may store less of a
+    keyframe's numbers than it computed; see ``keep``.
     """
 
     def encode(self, frame: Frame) -> Any:
@@ -51,6 +52,15 @@ class TwoViewPrior(Protocol):
     def decode(self, encoding_1: Any, encoding_2: Any) -> tuple[Pointmap, Pointmap]:
         """Pointmaps of a batch of pairs (leading axis on every leaf), both in view 1's camera."""
         ...
+
+
+def keep(prior: TwoViewPrior, encoding: Any) -> Any:
+    """An encoding as it is stored with a keyframe: the same pytree, in smaller types if need be.
+
+    Only the types matter: buffers have them, and the map rounds to what its buffers have.
+    """
+    method = getattr(prior, "keep", None)
+    return encoding if method is None else method(encoding)
 
 
 def retrieval_of(prior: TwoViewPrior) -> RetrievalModel | None:

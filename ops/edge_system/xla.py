@@ -19,6 +19,10 @@ CPU ms of an edge of rays / of pixels, two cores, shared: 12,288 pixels at once 
 4,096 9.2 / 8.0, by 16,384 7.8 / 6.7, at once 10.6 / 8.8. The columns of 16,384 rays take 2 MiB.
 """
 
+EDGES_TOGETHER = 8
+"""Edges linearised together on an accelerator, which one alone does not fill; not measured yet.
+The rows of eight edges of 196,608 rays take 200 MiB."""
+
 
 def linearize_edges(
     T_WC: Sim3,
@@ -30,21 +34,24 @@ def linearize_edges(
     image_shape: tuple[int, int] | None,
     min_confidence: float,
     chunk: int | None = None,
+    together: int = 1,
     noise: FactorNoise | None = None,
 ) -> EdgeBlocks:
-    """``api.linearize_edges`` without argument checks; ``chunk`` overrides how many pixels.
+    """``api.linearize_edges`` without argument checks.
 
-    One edge after the other, active ones first and no others, so that neither time nor memory
-    depends on how many edges there is room for.
+    One edge after the other, or so many ``together``; active ones first and no others, so that
+    neither time nor memory depends on how many edges there is room for. ``chunk`` pixels of an
+    edge are taken at a time; None has both chosen by the platform.
     """
+    capacity = edges.i.shape[0]
 
-    def run(pixels_at_a_time: int, *arrays: Array) -> Float[Array, "e 8 8"]:
+    def run(pixels_at_a_time: int, together: int, *arrays: Array) -> Float[Array, "e 8 8"]:
         T_WC, points, confidence, edges, K, noise = jax.tree.unflatten(structure, arrays)
-        order = jnp.argsort(~edges.active, stable=True)
+        order = jnp.argsort(~edges.active, stable=True).astype(jnp.int32)
+        count = jnp.sum(edges.active, dtype=jnp.int32)
 
-        def visit(k: Int[Array, ""], grams: Float[Array, "e 8 8"]) -> Float[Array, "e 8 8"]:
-            edge = order[k]
-            gram = _edge_gram(
+        def gram(edge: Int[Array, ""]) -> Float[Array, "8 8"]:
+            return _edge_gram(
                 edge,
                 T_WC,
                 points,
@@ -57,21 +64,28 @@ def linearize_edges(
                 noise,
                 pixels_at_a_time,
             )
-            return grams.at[edge].set(gram)
 
-        empty = jnp.zeros((edges.i.shape[0], 8, 8), points.dtype)
-        return jax.lax.fori_loop(0, jnp.sum(edges.active, dtype=jnp.int32), visit, empty)
+        def visit(k: Int[Array, ""], grams: Float[Array, "e 8 8"]) -> Float[Array, "e 8 8"]:
+            if together == 1:
+                return grams.at[order[k]].set(gram(order[k]))
+            places = together * k + jnp.arange(together, dtype=jnp.int32)
+            some = order[jnp.minimum(places, capacity - 1)]
+            goals = jnp.where(places < count, some, capacity)  # past the end: dropped
+            return grams.at[goals].set(jax.vmap(gram)(some), mode="drop")
+
+        empty = jnp.zeros((capacity, 8, 8), points.dtype)
+        return jax.lax.fori_loop(0, (count + together - 1) // together, visit, empty)
 
     leaves, structure = jax.tree.flatten((T_WC, points, confidence, edges, K, noise))
     num_pixels = points.shape[1]
     if chunk is None:
         grams = jax.lax.platform_dependent(
             *leaves,
-            cpu=functools.partial(run, even_share(num_pixels)),
-            default=functools.partial(run, num_pixels),
+            cpu=functools.partial(run, even_share(num_pixels), 1),
+            default=functools.partial(run, num_pixels, EDGES_TOGETHER),
         )
     else:
-        grams = run(min(chunk, num_pixels), *leaves)
+        grams = run(min(chunk, num_pixels), together, *leaves)
     return EdgeBlocks(grams[:, :7, :7], grams[:, :7, 7], grams[:, 7, 7] / 2)
 
 

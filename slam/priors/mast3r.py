@@ -61,6 +61,10 @@ class MASt3RPrior(Record):
         height, width = frame.image.shape[:2]
         return MASt3REncoding(self.model.encode(image[None])[0], (height, width))
 
+    def keep(self, encoding: MASt3REncoding) -> MASt3REncoding:
+        """In the type that the decoder reads tokens in: halved by a network in bfloat16."""
+        return encoding.replace(features=encoding.features.astype(self.model.token_dtype))
+
     def decode(
         self, encoding_1: MASt3REncoding, encoding_2: MASt3REncoding
     ) -> tuple[Pointmap, Pointmap]:

@@ -130,7 +130,6 @@ def made_up(
         frame_index=jnp.asarray(slots, jnp.int32),
         T_WC=similarities(rigid, np.array([WORLDS[piece[i]][0] for i in slots])),
         submap=jnp.asarray(3 * piece[slots], jnp.int32),
-        image=jnp.asarray(np.broadcast_to(shades, (size + 1, HEIGHT, WIDTH, 3)), jnp.uint8),
         pointmap=jax.tree.map(lambda *x: jnp.stack(x), *pointmaps),
         encoding=None,
     )
@@ -143,6 +142,7 @@ def made_up(
         reference_T_WC=T_WC if with_truth else None,
         timing=timing(len(frames)),
         links=np.array(links, np.int32).reshape(-1, 2),
+        images=np.broadcast_to(shades[:size], (size, HEIGHT, WIDTH, 3)).astype(np.uint8),
     )
 
 

@@ -133,7 +133,6 @@ def keyframes(submap, capacity=8, seed=1):
         frame_index=jnp.arange(capacity, dtype=jnp.int32),
         T_WC=poses,
         submap=jnp.asarray([*submap, *[0] * (capacity - size)], jnp.int32),
-        image=jnp.zeros((capacity, 1, 1, 3), jnp.uint8),
         pointmap=init_fused(jnp.zeros((capacity, 3)), jnp.ones(capacity)),
         encoding=None,
     )

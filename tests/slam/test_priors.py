@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from mast3r_jax import MASt3R, prepare_image
+from mast3r_jax import MASt3R, MASt3RConfig, prepare_image
+from slam import SlamConfig, init_state
 from slam.priors import GeometryNoise, MASt3RPrior, RenderedGeometryPrior
-from slam.types import Frame, TwoViewPrior
+from slam.types import Frame, TwoViewPrior, keep
 from tests.conftest import DATA
 from weights_conversion import convert_mast3r, load_tensors
 from weights_conversion.convert import infer_config
@@ -335,3 +337,39 @@ def test_wrapping_the_network_changes_nothing():
         assert a.shape == b.shape
         # Two programs of the same arithmetic; the goldens' tolerance (tests/mast3r_jax).
         np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5)
+
+
+def test_what_is_stored_of_a_keyframe_decodes_to_the_same_bits():
+    """A network in bfloat16 rounds tokens before all else: stored like that, nothing is lost."""
+    model = MASt3R(network().config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    prior = MASt3RPrior(model)
+    encoding = prior.encode(frame(0, np.eye(4), slanted()).replace(image=jnp.asarray(every_byte())))
+    assert encoding.features.dtype == jnp.float32, "retrieval reads what rounding would bury"
+    stored = keep(prior, encoding)
+    assert stored.features.dtype == jnp.bfloat16 and stored.image_shape == encoding.image_shape
+    decode = jax.jit(lambda prior, e: prior.decode(e, e))
+
+    def batch(encoding):
+        return jax.tree.map(lambda x: x[None], encoding)
+
+    full, rounded = decode(prior, batch(encoding)), decode(prior, batch(stored))
+    jax.tree.map(np.testing.assert_array_equal, full, rounded)
+
+
+@pytest.mark.parametrize("dtype, keyframe", [(jnp.bfloat16, 4.72e6), (jnp.float32, 6.292e6)])
+def test_bytes_of_a_map(dtype, keyframe):
+    """At 512x384, of the published network: points, confidences and tokens; 1.2 MB a factor."""
+    model = nnx.eval_shape(
+        lambda: MASt3R(MASt3RConfig.vit_large(), rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
+    )
+    config = SlamConfig(size=512, keyframe_capacity=10, edge_capacity=10)
+    first = Frame(
+        index=jnp.int32(0), timestamp=jnp.float32(0), image=np.zeros((384, 512, 3), np.uint8)
+    )
+    state = jax.eval_shape(lambda p, f: init_state(p, config, f), MASt3RPrior(model), first)
+
+    def size(tree):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 10
+
+    assert size(state.keyframes) == pytest.approx(keyframe, rel=1e-3)
+    assert size(state.graph) == pytest.approx(1.204e6, rel=1e-3)

@@ -32,7 +32,7 @@ def test_every_frame_is_posed_and_counted():
     assert result.tracked.all()
     np.testing.assert_array_equal(result.timestamps, [f.timestamp for f in frames])
     np.testing.assert_array_equal(result.frames.frame_index, np.arange(14))
-    assert result.num_keyframes == result.is_keyframe.sum() == len(result.keyframes.image) >= 3
+    assert result.num_keyframes == result.is_keyframe.sum() == len(result.images) >= 3
     np.testing.assert_array_equal(result.keyframes.frame_index, np.flatnonzero(result.is_keyframe))
     assert result.verdict() == f"all 14 frames have a pose, {result.num_keyframes} keyframes"
     assert result.notes == ()

@@ -58,6 +58,22 @@ def test_chunks_do_not_matter():
             np.testing.assert_allclose(a / size, b / size, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("together", [2, 3, 8])
+def test_edges_may_be_taken_together(together):
+    """As on an accelerator; inactive edges between active ones, and more places than edges."""
+    T, points, confidence, edges = problem()
+    edges = edges.replace(mask=edges.mask.at[1].set(False))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(together, *arrays):
+        return xla.linearize_edges(*arrays, RayFactorConfig(), None, None, 0.0, HW, together)
+
+    alone, several = (run(n, T, points, confidence, edges) for n in (1, together))
+    for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6 * np.abs(b).max())
+    assert not several.hessian[1].any() and several.hessian[0].any()
+
+
 def test_memory_does_not_grow_with_edges_times_pixels():
     """Room for 64 edges of 4,096 pixels needs 2 MB as booleans and floats, and 33 MB as rows."""
     config = RayFactorConfig()
