@@ -74,8 +74,11 @@ def run_clip(
             its root. Choose lengths that have one: a prime number of frames is kept state by state.
 
     Raises:
-        ValueError: ``segment`` does not divide the number of frames.
+        ValueError: ``segment`` does not divide the number of frames, or ``GraphConfig.spread`` is
+            on: choices are recorded of one frame at a time.
     """
+    if config.graph.spread:
+        raise ValueError("run_clip: needs a configuration without graph.spread")
     count = jax.tree.leaves(frames)[0].shape[0]
     if segment is None:
         segment = max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)

@@ -52,6 +52,9 @@ class GraphConfig:
     """A match counts when both points are more confident than this, on average."""
     loop_closure: bool = True
     """Look for earlier views of the same place; otherwise only successive keyframes are linked."""
+    spread: bool = False
+    """For live cameras: verify and optimise in the frames after a keyframe, a piece in each, so
+    that no frame takes much longer than others. The same links are found, some frames later."""
     rays: RayFactorConfig = dataclasses.field(
         default_factory=lambda: RayFactorConfig(max_iterations=10, rel_error=0.0, delta_norm=1e-8)
     )

@@ -21,7 +21,7 @@ from slam.decisions import LinkChoice, MatchChoice
 from slam.frontend import View, decode_pairs
 from slam.graph import Links
 from slam.retrieval import query
-from slam.slots import blank, read_slot, same_types
+from slam.slots import add_slots, blank, read_slot, same_types
 from slam.state import SlamState
 from slam.tracking import match_quality
 from slam.types import TwoViewPrior
@@ -39,6 +39,8 @@ class Candidates(Record):
     """Slots as they were looked up, best first."""
     is_retrieved: Bool[Array, " candidates"]
     """Which of them exist."""
+    later: Bool[Array, " links"]
+    """Which of the others are to be verified with the frames that follow (``slam.backlog``)."""
     code: AsmkCode | None
     """How the database would keep the view; None without a retrieval model."""
 
@@ -81,9 +83,15 @@ def propose(
     looked_up = jnp.where(tracked, config.graph.loop_closure & found & ~is_last, found)
     try_last = config.relocalization.try_last & (keyframes.size > 0) & ~jnp.any(found & is_last)
     slot = jnp.concatenate([keyframes.last[None], slots])
+    valid = jnp.concatenate([(tracked | try_last)[None], looked_up])
+    later = jnp.zeros_like(valid)
+    if state.backlog is not None:  # has room for one keyframe's candidates
+        others = jnp.arange(valid.shape[0]) > 0
+        later = valid & others & tracked & ~jnp.any(state.backlog.waiting)
     candidates = Candidates(
         slot=slot,
-        valid=jnp.concatenate([(tracked | try_last)[None], looked_up]),
+        valid=valid & ~later,
+        later=later,
         retrieved=slots,
         is_retrieved=found,
         code=code,
@@ -96,11 +104,19 @@ def recall(state: SlamState, given: LinkChoice) -> tuple[Candidates, Any]:
     candidates = Candidates(
         slot=given.slot,
         valid=given.proposed,
+        later=jnp.zeros_like(given.proposed),
         retrieved=given.slot[1:],
         is_retrieved=given.proposed[1:],
         code=None,
     )
     return candidates, read_slot(state.keyframes.encoding, given.slot)
+
+
+def only(slot: Int[Array, ""]) -> Candidates:
+    """One candidate, however it was found."""
+    none = jnp.zeros(0, jnp.int32)
+    yes = jnp.ones(1, bool)
+    return Candidates(slot[None], yes, none, none.astype(bool), later=~yes, code=None)
 
 
 def verify(
@@ -130,12 +146,20 @@ def verify(
         return jax.lax.cond(valid, link, lambda *_: blank(nothing), *candidate)
 
     choices = () if given is None else (given.index, given.valid)
+
+    def batch(items: tuple[Bool[Array, " links"], Any]) -> tuple[Array, Array, Array, Array]:
+        def first() -> tuple[Array, Array, Array, Array]:
+            alone = jax.vmap(link_if_valid)(jax.tree.map(lambda x: x[:1], items))
+            return add_slots(alone, items[0].shape[0] - 1)
+
+        return jax.lax.cond(jnp.any(items[0][1:]), lambda: jax.vmap(link_if_valid)(items), first)
+
     # A CPU works on one candidate after the other and leaves out those that are not there; an
-    # accelerator takes them all as one batch.
+    # accelerator takes them all as one batch, unless there is but the first.
     index, valid, quality, fraction = jax.lax.platform_dependent(
         (candidates.valid, (encodings, *choices)),
         cpu=functools.partial(jax.lax.map, link_if_valid),
-        default=jax.vmap(link_if_valid),
+        default=batch,
     )
     return Links(candidates.slot, candidates.valid, index, valid, quality, fraction)
 

@@ -19,7 +19,7 @@ from ops import FusedPointmap, GraphSolution, PoseSolution, Sim3, SolverStatus
 from ops.edge_system import FactorNoise
 from ops.matching import valid_fraction
 from ops.records import Record, record
-from slam import backend, linking
+from slam import backend, backlog, linking
 from slam.config import SlamConfig
 from slam.decisions import Decisions, LinkChoice, MatchChoice
 from slam.frontend import View, decode_pair
@@ -27,7 +27,7 @@ from slam.graph import Links, add_links
 from slam.keyframes import append
 from slam.linking import Candidates
 from slam.retrieval import add
-from slam.slots import blank, read_slot, same_types, select, write_slot
+from slam.slots import blank_unless, read_slot, same_types, select, write_slot
 from slam.state import Mode, SlamState, StepOutput, identity_match
 from slam.tracking import (
     Correspondence,
@@ -276,6 +276,9 @@ def commit(
         failures=jnp.where(placed, 0, state.failures + searching.astype(jnp.int32)),
         K=state.K,
         noise=state.noise,
+        backlog=None
+        if state.backlog is None
+        else backlog.postpone(state.backlog, candidates, slot, jnp.any(stored)),
     )
     output = StepOutput(
         frame_index=jnp.asarray(frame.index),
@@ -305,7 +308,11 @@ def commit(
 
 
 def optimize(config: SlamConfig, state: SlamState) -> GraphSolution:
-    """Stage 10, when the graph has new links: poses of all keyframes."""
+    """Stage 10, when the graph has new links: poses of all keyframes.
+
+    With ``GraphConfig.spread`` stage 10 is ``backlog.work`` and ``backlog.adopt``, in frames that
+    want no links.
+    """
     return backend.optimize(config, state)
 
 
@@ -347,7 +354,8 @@ def step_by_decisions(
 ) -> tuple[SlamState, StepOutput, Decisions]:
     """``step`` with some or all discrete choices given; also returns all that were made.
 
-    Given the choices that it returned, and all else equal, it does the same again.
+    Given the choices that it returned, and all else equal, it does the same again. Links that wait
+    for later frames (``GraphConfig.spread``) are not among them.
     """
     reference = apart(look_up(state))
     encoding = apart(encode(prior, frame))
@@ -366,7 +374,7 @@ def step_by_decisions(
             prior, config, encoding, candidates, encodings, given.links
         )
 
-    candidates, links = apart(_if(assessment.wants_links, search))
+    candidates, links = apart(blank_unless(assessment.wants_links, search))
     if given.links is None:
         _, accepted = accept_links(config, assessment, links, state.keyframes.last)
     else:
@@ -391,8 +399,11 @@ def step_by_decisions(
             None if given.links is None else accepted,
         )
     )
-    poses = apart(_if(output.new_links > 0, lambda: optimize(config, state)))
-    return *adopt(state, output, poses), decisions
+    if state.backlog is None:
+        poses = apart(blank_unless(output.new_links > 0, lambda: optimize(config, state)))
+        return *adopt(state, output, poses), decisions
+    piece = apart(backlog.work(prior, config, state, ~assessment.wants_links))
+    return *backlog.adopt(config, state, output, piece), decisions
 
 
 @jax.custom_jvp
@@ -443,12 +454,6 @@ def judge_links(
         near = links.proposed & (links.slot == last) & (weaker >= config.graph.min_match_fraction)
         resembles, enough = resembles | near, enough | jnp.any(near)
     return enough, jnp.where(searching, resembles & enough, kept)
-
-
-def _if(condition: Bool[Array, ""], compute: Any) -> Any:
-    """The result of ``compute()`` if ``condition``, else zeros: a result that nobody reads."""
-    shapes = jax.eval_shape(compute)
-    return jax.lax.cond(condition, compute, lambda: blank(shapes))
 
 
 def _canonical(config: SlamConfig, reference: Reference, views: Views) -> FusedPointmap:

@@ -151,6 +151,10 @@ def run(
             if number == 0:
                 first_done = done
         read()
+    if state is not None and state.backlog is not None:
+        timer.waits = True
+        state, output = stepper.catch_up(prior, state, outputs[-1])
+        outputs[-1] = jax.device_get(output)
     if state is None:
         raise SourceError(f"{source.name}: the source has no frames")
     end = time.perf_counter()
@@ -285,7 +289,9 @@ def _with_room(
     keyframes, graph = state.keyframes, state.graph
     if output.num_keyframes == keyframes.capacity < config.max_keyframes:
         larger["keyframes"] = min(2 * keyframes.capacity, config.max_keyframes)
-    if graph.capacity - int(graph.size) < 2 * config.max_links:
+    # With a backlog, links of one keyframe come in with the frames after it.
+    keyframes_ahead = 2 if config.graph.spread else 1
+    if graph.capacity - int(graph.size) < 2 * config.max_links * keyframes_ahead:
         larger["factors"] = 2 * graph.capacity
     if larger:
         state = grow(state, larger.get("keyframes"), larger.get("factors"))

@@ -1,5 +1,6 @@
 """Buffers of slots: a leading axis of fixed capacity on every array of a pytree."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,6 +49,12 @@ def add_slots(tree: Any, extra: int) -> Any:
 def blank(shapes: Any) -> Any:
     """Zeros in the shapes and types of a pytree."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def blank_unless(condition: Bool[Array, ""], compute: Callable[[], Any]) -> Any:
+    """The result of ``compute()`` if ``condition``, else zeros: a result that nobody reads."""
+    shapes = jax.eval_shape(compute)
+    return jax.lax.cond(condition, compute, lambda: blank(shapes))
 
 
 def select(condition: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:

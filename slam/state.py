@@ -70,6 +70,20 @@ class NoiseModel(Record):
 
 
 @record
+class Backlog(Record):
+    """What a keyframe has left to be done for it; see ``slam.backlog``."""
+
+    view: Int[Array, ""]
+    """Slot of the keyframe."""
+    slot: Int[Array, " candidates"]
+    """Keyframes that were looked up for it, best first."""
+    waiting: Bool[Array, " candidates"]
+    """Which of them are still to be verified."""
+    poses: Bool[Array, ""]
+    """Whether the graph has links that the poses have not been optimised for."""
+
+
+@record
 class SlamState(Record):
     """Everything ``step`` carries from one frame to the next."""
 
@@ -93,6 +107,8 @@ class SlamState(Record):
     """Intrinsics at the working resolution, or None: then the camera is uncalibrated."""
     noise: NoiseModel | None = None
     """What takes the place of the configuration's standard deviations, if anything."""
+    backlog: Backlog | None = None
+    """Work that waits, with ``GraphConfig.spread``; None without."""
 
 
 @record
@@ -170,6 +186,7 @@ def init_state(
     height, width = frame.image.shape[:2]
     capacity = config.keyframe_capacity
     encoding = jax.eval_shape(lambda prior, frame: keep(prior, prior.encode(frame)), prior, frame)
+    waiting = config.retrieval.num_candidates
     model, num_tokens = retrieval_of(prior), encoding.features.shape[0]
 
     def buffer(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -199,4 +216,12 @@ def init_state(
         # A copy: the state is donated on every step, and the caller's array would die with it.
         K=None if K is None else jnp.array(K, jnp.float32),
         noise=jax.tree.map(jnp.array, noise),
+        backlog=Backlog(
+            view=jnp.int32(0),
+            slot=jnp.zeros(waiting, jnp.int32),
+            waiting=jnp.zeros(waiting, bool),
+            poses=jnp.asarray(False),
+        )
+        if config.graph.spread
+        else None,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from slam import backlog
 from slam import pipeline as stages
 from slam.config import SlamConfig
 from slam.graph import Links
@@ -90,6 +91,8 @@ class Stepper:
         self._verify = jax.jit(lambda prior, *rest: stages.verify(prior, config, *rest))
         # Donated: an undonated commit copies the whole map on every frame.
         self._commit = jax.jit(functools.partial(stages.commit, config), donate_argnums=0)
+        self._work = jax.jit(lambda prior, state: backlog.work(prior, config, state))
+        self._take_in = jax.jit(functools.partial(backlog.adopt, config), donate_argnums=0)
         self._optimize = jax.jit(functools.partial(stages.optimize, config))
         self._adopt = jax.jit(functools.partial(stages.adopt), donate_argnums=0)
         self._nothing: dict[Any, tuple[Candidates, Links]] = {}
@@ -128,10 +131,28 @@ class Stepper:
             candidates, links = self._no_links(prior, state, encoding, assessment)
         seen = (frame, encoding, views, found, solution, assessment, candidates, links)
         state, output = call("commit", self._commit, state, *seen)
-        if self.linking and int(output.new_links):
+        if state.backlog is not None:
+            if not self.linking:
+                state, output = self._do_a_piece(prior, state, output)
+        elif self.linking and int(output.new_links):
             poses = call("optimize", self._optimize, state)
             state, output = call("adopt", self._adopt, state, output, poses)
         return state, output, DenseResult(views, found)
+
+    def catch_up(
+        self, prior: TwoViewPrior, state: SlamState, output: StepOutput
+    ) -> tuple[SlamState, StepOutput]:
+        """Do all that waits (``slam.backlog``); ``state`` is consumed, ``output`` brought up."""
+        while state.backlog is not None and bool(backlog.left(state.backlog)):
+            state, output = self._do_a_piece(prior, state, output)
+        return state, output
+
+    def _do_a_piece(
+        self, prior: TwoViewPrior, state: SlamState, output: StepOutput
+    ) -> tuple[SlamState, StepOutput]:
+        """The next piece of what waits, if there is any."""
+        piece = self.timer.call("backlog", self._work, prior, state)
+        return self.timer.call("take in", self._take_in, state, output, piece)
 
     def _search(self, prior: TwoViewPrior, *seen: Any) -> tuple[Candidates, Links]:
         """The frame's links with keyframes, before they are judged."""

@@ -1,0 +1,115 @@
+"""Work on the graph spread over frames: the same links in the end, one piece at a time."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slam import Mode, init_state, run_clip, runner
+from slam.config import GraphConfig, SlamConfig
+from slam.pipeline import step
+from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
+from slam.stepper import Stepper
+from tests.slam import rim, scenes
+
+AT_ONCE = SlamConfig(keyframe_capacity=16, edge_capacity=64)
+SPREAD = dataclasses.replace(AT_ONCE, graph=GraphConfig(spread=True))
+NOISY = RenderedGeometryPrior(GeometryNoise())
+
+
+@functools.cache
+def frames():
+    """Round a corner, back, covered for a while, recognised, and on."""
+    yaws = np.concatenate([0.06 * np.arange(32), 0.06 * np.arange(32)[::-1]])
+    poses = [scenes.pose(yaw, (0.02 * i, 0.0, 0.01 * i)) for i, yaw in enumerate(yaws)]
+    return [scenes.frame(i, T, bright=i not in (56, 57)) for i, T in enumerate(poses)]
+
+
+@functools.cache
+def drive(config):
+    """The runner's stepper over all frames: state and reports, before and after catching up."""
+    stepper, state = Stepper(config), init_state(NOISY, config, frames()[0])
+    outputs = []
+    for frame in frames():
+        state, output, _ = stepper(NOISY, state, frame)
+        outputs.append(jax.device_get(output))
+    copy = jax.tree.map(jnp.array, state)
+    done, last = stepper.catch_up(NOISY, copy, outputs[-1])
+    return state, outputs, done, jax.device_get(last)
+
+
+def links(state):
+    size = int(state.graph.size)
+    ends = np.stack([state.graph.i[:size], state.graph.j[:size]], axis=1)
+    order = np.lexsort(ends.T)
+    return ends[order], np.asarray(state.graph.index[:size])[order]
+
+
+def test_the_same_links_are_found():
+    _, outputs, done, last = drive(SPREAD)
+    at_once, reports, _, _ = drive(AT_ONCE)
+    for name in ("mode", "is_keyframe", "keyframe", "relocalized"):
+        np.testing.assert_array_equal(
+            [getattr(o, name) for o in outputs], [getattr(o, name) for o in reports], name
+        )
+    assert any(o.mode == Mode.LOST for o in outputs) and any(o.relocalized for o in outputs)
+    (ends, index), (expected, expected_index) = links(done), links(at_once)
+    assert len(ends) > 2 * (int(done.keyframes.size) - 1), "some keyframes were looked up"
+    np.testing.assert_array_equal(ends, expected)
+    np.testing.assert_array_equal(index, expected_index)
+    told = sum(int(o.new_links) for o in [*outputs[:-1], last])
+    assert told == sum(int(o.new_links) for o in reports) == len(ends) // 2
+
+
+def test_the_same_poses_come_out():
+    """Of the same graph; the last keyframe's pointmap, 1 % off, has seen more frames meanwhile."""
+    _, _, done, last = drive(SPREAD)
+    at_once, _, _, _ = drive(AT_ONCE)
+    size = int(done.keyframes.size)
+    ours, theirs = (np.asarray(s.keyframes.T_WC.wxyz_xyz_scale[:size]) for s in (done, at_once))
+    np.testing.assert_allclose(ours[:-1], theirs[:-1], atol=1e-3)
+    np.testing.assert_allclose(ours[-1], theirs[-1], atol=1e-2)
+    assert last.graph_iterations > 0
+
+
+def test_no_frame_does_more_than_one_piece():
+    """A keyframe links with the one before it; then links one by one; then poses."""
+    _, outputs, _, _ = drive(SPREAD)
+    placed = [o for o in outputs if not o.relocalized]
+    assert max(int(o.new_links) for o in placed) == 1
+    late = [o for o in placed if o.new_links and not o.is_keyframe]
+    optimised = [o for o in placed if o.graph_iterations]
+    assert late and optimised
+    assert not any(o.is_keyframe or o.new_links for o in optimised)
+    together = [o for o in drive(AT_ONCE)[1] if o.new_links > 1]
+    assert together, "without spreading there are frames that do more"
+
+
+def test_a_clip_as_one_program_is_the_runner_bit_for_bit():
+    state, outputs, _, _ = drive(SPREAD)
+
+    def scan(state, clip):
+        return jax.lax.scan(lambda s, f: step(NOISY, SPREAD, s, f), state, clip)
+
+    clip = jax.tree.map(lambda *x: jnp.stack(x), *frames())
+    together = jax.jit(scan)(init_state(NOISY, SPREAD, frames()[0]), clip)
+    expected = state, jax.tree.map(lambda *x: np.stack(x), *outputs)
+    for a, b in zip(*map(jax.tree.leaves, (together, expected)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_run_ends_with_nothing_left_to_do():
+    config = dataclasses.replace(rim.CONFIG, graph=GraphConfig(spread=True))
+    result = runner.run(rim.source(), rim.EXACT, config)
+    expected = rim.result()
+    assert sorted(map(tuple, result.links)) == sorted(map(tuple, expected.links))
+    np.testing.assert_array_equal(result.is_keyframe, expected.is_keyframe)
+    assert result.frames.graph_iterations.any()
+
+
+def test_clips_refuse_it():
+    with pytest.raises(ValueError, match=r"without graph\.spread"):
+        run_clip(NOISY, SPREAD, init_state(NOISY, SPREAD, frames()[0]), frames()[0])
