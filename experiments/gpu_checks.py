@@ -8,15 +8,17 @@ that has been written is not run again: called again with the same folder, the c
 
 - ``ceilings``: the device, its versions, copy bandwidth and matrix products, to judge the rest by;
 - ``parity``: matching, factors, graph, Cholesky and a tiny network against the same on the CPU;
+- ``kernels``: every kernel against its definition, how long both take, and the fastest blocks;
 - ``network``: ViT-Large at 512x384, encoder and decoder: seconds to compile, milliseconds to run;
 - ``stages``: matching, pose, and global optimisation at 100 keyframes and 300 edges;
 - ``system``: frames per second of a procedural walk at 512x384, with the work of ViT-Large;
 - ``memory``: bytes of maps of 100, 300 and 1,000 keyframes;
+- ``trace``: a profile of ten frames of that walk, for TensorBoard or ui.perfetto.dev;
 - ``train``: the small prior goes on learning, in ``OUT/small_prior``, for what time is left.
 
 It needs no more than the package's own dependencies. ``--toy`` is the same on small inputs, to try
-the command on a CPU: its figures say nothing. Exit status 1 if a part failed or parity did not
-hold, 3 if parts are left over.
+the command on a CPU, kernels interpreted: its figures say nothing. Exit status 1 if a part failed
+or parity did not hold, 3 if parts are left over.
 """
 
 import dataclasses
@@ -24,7 +26,6 @@ import json
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -33,34 +34,24 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from flax import nnx
 
 import slam
+from experiments import gpu_parity, gpu_system, kernel_parity
+from experiments.gpu_inputs import measured, pose_graph, two_views
 from mast3r_jax import MASt3R, MASt3RConfig
-from ops import (
-    Edges,
-    PixelFactorConfig,
-    RayFactorConfig,
-    Sim3,
-    match,
-    optimize_graph,
-    pinhole,
-    solve_relative_pose,
-    solve_spd,
-)
-from ops.records import Record, record
+from ops import Edges, RayFactorConfig, Sim3, match, optimize_graph, solve_relative_pose, solve_spd
 from slam.io.atomic import atomic_write
 from slam.io.preparation import prepare_frames
 from slam.io.procedural import parse_procedural
-from slam.priors import MASt3RPrior, RenderedGeometryPrior
-from slam.runner import Stepper
-from slam.types import Frame
+from slam.priors import MASt3RPrior
 
-Part = Literal["ceilings", "parity", "network", "stages", "system", "memory", "train"]
+Part = Literal[
+    "ceilings", "parity", "kernels", "network", "stages", "system", "memory", "trace", "train"
+]
 PARTS: tuple[Part, ...] = (
-    "ceilings", "parity", "network", "stages", "system", "memory", "train",
+    "ceilings", "parity", "kernels", "network", "stages", "system", "memory", "trace", "train",
 )  # fmt: skip
 LEFT_OVER = 3
 MIN_TRAINING_SECONDS = 90.0
@@ -144,10 +135,11 @@ class GpuChecks:
             return self._train()
         figures = {"device": jax.devices()[0].device_kind, **_PARTS[part](self)}
         figures["seconds"] = round(time.monotonic() - began, 1)
-        self._write(part, figures)
+        self.write(part, figures)
         return 0
 
-    def _write(self, part: Part, figures: dict[str, Any]) -> None:
+    def write(self, part: str, figures: dict[str, Any]) -> None:
+        """Leave figures in the folder, whole or not at all."""
         with atomic_write(self._file(part)) as file:
             file.write((json.dumps(figures, indent=1) + "\n").encode())
 
@@ -159,7 +151,7 @@ class GpuChecks:
         minutes = self.minutes - 0.5
         status = SmallPrior(work, minutes=minutes, toy=self.toy, out=self.out / "preset").execute()
         if status == 0:
-            self._write("train", {"preset": str(self.out / "preset")})
+            self.write("train", {"preset": str(self.out / "preset")})
         return status
 
     @property
@@ -171,30 +163,6 @@ class GpuChecks:
     def network(self) -> MASt3RConfig:
         """The network whose work is measured."""
         return MASt3RConfig.small() if self.toy else MASt3RConfig.vit_large()
-
-
-# timing
-
-
-def measured(function: Callable[..., Any], *arguments: Any, repeats: int = 20) -> dict[str, float]:
-    """Seconds to compile; then median and extremes of single calls, in milliseconds."""
-    jax.config.update("jax_enable_compilation_cache", False)  # or it would be the time of a lookup
-    begin = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    compile_s = time.perf_counter() - begin
-    jax.config.update("jax_enable_compilation_cache", True)
-    jax.block_until_ready(compiled(*arguments))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        times.append(1e3 * (time.perf_counter() - begin))
-    return {
-        "compile_s": compile_s,
-        "median_ms": statistics.median(times),
-        "min_ms": min(times),
-        "max_ms": max(times),
-    }
 
 
 def ceilings(checks: GpuChecks) -> dict[str, Any]:
@@ -222,148 +190,6 @@ def _driver() -> str | None:
     return subprocess.run(query, capture_output=True, text=True).stdout.strip()
 
 
-# inputs
-
-
-def _two_views(size: tuple[int, int], seed: int = 0) -> dict[str, Any]:
-    """Pointmaps of two views of one bumpy surface in view 1's camera, and their descriptors."""
-    width, height = size
-    rng = np.random.default_rng(seed)
-    K = np.array([[0.8 * width, 0, width / 2], [0, 0.8 * width, height / 2], [0, 0, 1]], np.float32)
-    pixels = pinhole.pixel_grid((height, width))
-    u, v = np.asarray(pixels).T / width
-    depth = 2 + 0.3 * np.sin(9 * u) * np.cos(7 * v)
-    points_1 = pinhole.unproject(pixels, jnp.asarray(depth, jnp.float32), jnp.asarray(K))
-    shifted = pinhole.unproject(
-        pixels + jnp.asarray([3.3, -2.1]), jnp.asarray(depth, jnp.float32), jnp.asarray(K)
-    )
-    directions = jnp.asarray(rng.normal(size=(3, 24)), jnp.float32)
-
-    def describe(points: jax.Array) -> jax.Array:
-        waves = jnp.sin(4 * points @ directions)
-        return waves / jnp.linalg.norm(waves, axis=-1, keepdims=True)
-
-    shape = (height, width, -1)
-    return {
-        "points_1": points_1.reshape(shape),
-        "points_2": shifted.reshape(shape),
-        "descriptors_1": describe(points_1).reshape(shape),
-        "descriptors_2": describe(shifted).reshape(shape),
-        "K": jnp.asarray(K),
-    }
-
-
-def _graph(size: tuple[int, int], views: int, edges: int) -> dict[str, Any]:
-    """A chain of views of one surface, linked both ways to their nearest, perturbed."""
-    points = np.asarray(_two_views(size)["points_1"]).reshape(-1, 3)
-    rng, n = np.random.default_rng(0), len(points)
-    T = Sim3.exp(jnp.asarray(0.05 * rng.normal(size=(views, 7)), jnp.float32))
-    seen = T.inverse()[:, None].apply(jnp.asarray(points))
-    pairs = [(k, k + gap) for gap in range(1, views) for k in range(views - gap)]
-    pairs = [end for i, j in pairs for end in ((i, j), (j, i))][:edges]
-    i, j = (jnp.asarray(x, jnp.int32) for x in zip(*pairs, strict=True))
-    index = jnp.tile(jnp.arange(n, dtype=jnp.int32), (len(pairs), 1))
-    graph = Edges(
-        i, j, index, jnp.ones(index.shape, bool), jnp.full(index.shape, 2.0, jnp.float16),
-        jnp.ones(len(pairs), bool),
-    )  # fmt: skip
-    start = T.retract(jnp.asarray(0.02 * rng.normal(size=(views, 7)), jnp.float32))
-    return {"start": start, "points": seen, "confidence": jnp.ones((views, n)), "edges": graph}
-
-
-# parity
-
-
-def parity(checks: GpuChecks) -> dict[str, Any]:
-    """The device against the CPU, on the same inputs and programs."""
-    cases = _parity_cases((64, 48) if checks.toy else (256, 192))
-    figures: dict[str, Any] = {}
-    for name, (function, arguments, tolerance) in cases.items():
-        results = []
-        for device in (jax.devices()[0], jax.devices("cpu")[0]):
-            placed = jax.device_put(arguments, device)
-            results.append(jax.device_get(jax.jit(function)(*placed)))
-        worst, differing = difference(*results)
-        holds = worst <= tolerance and differing <= 0.01
-        figures[name] = {"error": worst, "tolerance": tolerance, "differing": differing,
-                         "holds": holds}  # fmt: skip
-    return {"cases": figures, "holds": all(case["holds"] for case in figures.values())}
-
-
-def difference(found: Any, expected: Any) -> tuple[float, float]:
-    """Largest error of the numbers, and the share of whole numbers that differ.
-
-    Errors are relative to the largest number of an array; what is not finite is infinitely wrong.
-    """
-    worst, differing = 0.0, 0.0
-    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        if not np.issubdtype(a.dtype, np.floating):
-            differing = max(differing, float(np.mean(a != b)))
-        elif not (np.isfinite(a).all() and np.isfinite(b).all()):
-            worst = np.inf
-        else:
-            worst = max(worst, float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30)))
-    return worst, differing
-
-
-def _parity_cases(size: tuple[int, int]) -> dict[str, tuple[Callable[..., Any], tuple, float]]:
-    """Functions of arrays, their arguments, and the error allowed relative to the largest number.
-
-    Of whole numbers (matched pixels, iterations, statuses) 1 % may differ: ties of rounding.
-    """
-    width, height = size
-    two, graph = _two_views(size), _graph((32, 24), 5, 12)
-    maps = [two[k] for k in ("points_1", "points_2", "descriptors_1", "descriptors_2")]
-    points = two["points_1"].reshape(-1, 3)
-    moved = Sim3.exp(jnp.asarray([0.1, -0.05, 0.02, 0.03, 0.02, -0.04, 0.05])).apply(points)
-    q, valid = jnp.full(len(points), 2.0), jnp.ones(len(points), bool)
-
-    def pose(config: Any) -> Callable[..., Any]:
-        return lambda f, k, q, valid, K: (
-            solve_relative_pose(
-                f, k, q, valid, Sim3.identity(), config, K, (height, width)
-            ).T_kf.wxyz_xyz_scale
-        )
-
-    pose_arguments = (points, moved, q, valid, two["K"])
-    rng = np.random.default_rng(1)
-    A = rng.normal(size=(7 * 16, 7 * 16))
-    spd = jnp.asarray(A @ A.T + 7 * np.eye(7 * 16), jnp.float32)
-    model = MASt3R(MASt3RConfig.small(), rngs=nnx.Rngs(0))
-    image = jnp.asarray(rng.uniform(-1, 1, (1, 96, 128, 3)), jnp.float32)
-    return {
-        "match": (lambda *maps: _discrete(match(*maps)), tuple(maps), 1e-4),
-        "pose, rays": (pose(RayFactorConfig()), pose_arguments, 1e-5),
-        "pose, pixels": (pose(PixelFactorConfig()), pose_arguments, 1e-4),
-        "graph": (
-            lambda start, points, confidence, edges: (
-                optimize_graph(
-                    start, points, confidence, edges, RayFactorConfig(max_iterations=10)
-                ).T_WC.wxyz_xyz_scale
-            ),
-            (graph["start"], graph["points"], graph["confidence"], graph["edges"]),
-            1e-4,
-        ),
-        "Cholesky": (
-            lambda H, g: solve_spd(H, g, size=jnp.asarray(7 * 16, jnp.int32)),
-            (spd, jnp.ones(7 * 16)),
-            1e-4,
-        ),
-        "network": (lambda m, x: m(x, x)[0].points, (model, image), 2e-2),
-    }
-
-
-def _outcome(solution: Any) -> tuple[Any, ...]:
-    return solution.T_WC.wxyz_xyz_scale, solution.status, solution.iterations
-
-
-def _discrete(matches: Any) -> tuple[Any, Any]:
-    return matches.index, matches.valid
-
-
-# speed
-
-
 def network(checks: GpuChecks) -> dict[str, Any]:
     """Encoder of one image and decoder of one pair, in bfloat16 and in float32."""
     width, height = checks.size
@@ -383,7 +209,7 @@ def network(checks: GpuChecks) -> dict[str, Any]:
 def stages(checks: GpuChecks) -> dict[str, Any]:
     """What follows the network, one by one."""
     views, links = (6, 18) if checks.toy else (100, 300)
-    two, graph = _two_views(checks.size), _graph(checks.size, views, links)
+    two, graph = two_views(checks.size), pose_graph(checks.size, views, links)
     maps = [two[k] for k in ("points_1", "points_2", "descriptors_1", "descriptors_2")]
     points = two["points_1"].reshape(-1, 3)
     moved = Sim3.exp(jnp.asarray([0.1, -0.05, 0.02, 0.03, 0.02, -0.04, 0.05])).apply(points)
@@ -414,82 +240,6 @@ def stages(checks: GpuChecks) -> dict[str, Any]:
     return {"size": checks.size, "stages": figures}
 
 
-@record
-class WorkingPrior(Record):
-    """The rendered geometry, and the whole work of a network, whose answers are not used."""
-
-    geometry: RenderedGeometryPrior
-    """What is said."""
-    network: MASt3RPrior
-    """What is computed."""
-
-    def encode(self, frame: Frame) -> Any:
-        """Both encodings."""
-        geometry = self.geometry.encode(frame)
-        return BothEncodings(geometry.features, geometry, self.network.encode(frame))
-
-    def decode(self, encoding_1: Any, encoding_2: Any) -> Any:
-        """The geometry's pointmaps; a number of the network's is added to them times 0."""
-        views = self.geometry.decode(encoding_1.geometry, encoding_2.geometry)
-        worked = self.network.decode(encoding_1.network, encoding_2.network)
-
-        def marked(view: Any, work: Any) -> Any:
-            nothing = 0 * sum(jnp.mean(leaf) for leaf in jax.tree.leaves(work))
-            return view.replace(points=view.points + jnp.nan_to_num(nothing).astype(jnp.float32))
-
-        return tuple(marked(view, work) for view, work in zip(views, worked, strict=True))
-
-
-@record
-class BothEncodings(Record):
-    """What both priors need of a frame."""
-
-    features: Any
-    """The geometry's, for retrieval."""
-    geometry: Any
-    network: Any
-
-
-def system(checks: GpuChecks) -> dict[str, Any]:
-    """A walk, frame by frame, each waited for: seconds of every stage and frames per second.
-
-    Frames at which something was compiled are counted and left out.
-    """
-    width, height = checks.size
-    frames = 20 if checks.toy else 120
-    source = parse_procedural(f"procedural:room?seed=3&frames={frames}&size={width}x{height}")
-    prepared = [frame for _, frame in prepare_frames(source, width)]
-    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-    model = MASt3R(checks.network, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
-    prior = WorkingPrior(RenderedGeometryPrior(), MASt3RPrior(model))
-    config = slam.SlamConfig(size=width, keyframe_capacity=32, edge_capacity=128)
-    state, step = slam.init_state(prior, config, prepared[0]), Stepper(config)
-    settled, tracked = [], 0
-    for frame in prepared:
-        compiled, begin = step.cache_sizes(), time.perf_counter()
-        state, output, _ = step(prior, state, frame)
-        if step.cache_sizes() == compiled:
-            settled.append(time.perf_counter() - begin)
-        tracked += int(output.mode) == int(slam.Mode.TRACKING)
-    return {
-        "size": checks.size,
-        "frames": frames,
-        "tracked": tracked,
-        "keyframes": int(state.keyframes.size),
-        "frames_per_second": len(settled) / sum(settled),
-        "frames_that_compiled": frames - len(settled),
-        "latency_ms": {
-            "median": 1e3 * statistics.median(settled),
-            "p99": 1e3 * float(np.percentile(settled, 99)),
-        },
-        "stages": {
-            name: {key: value for key, value in row.items() if not np.isnan(value)}
-            for name, row in step.timer.summary().items()
-        },
-        "peak_bytes": _peak(),
-    }
-
-
 def memory(checks: GpuChecks) -> dict[str, Any]:
     """Bytes of a map by its capacity, three edges a keyframe."""
     width, height = checks.size
@@ -516,14 +266,36 @@ def memory(checks: GpuChecks) -> dict[str, Any]:
     return {"size": checks.size, "maps": figures}
 
 
-def _peak() -> int | None:
-    stats = jax.devices()[0].memory_stats()
-    return None if stats is None else stats.get("peak_bytes_in_use")
+def parity(checks: GpuChecks) -> dict[str, Any]:
+    """The device against the CPU, on the same inputs and programs."""
+    return gpu_parity.parity((64, 48) if checks.toy else (256, 192))
+
+
+def kernels(checks: GpuChecks) -> dict[str, Any]:
+    """The kernels against their definitions; a case that has been written is not run again."""
+    path = checks.out / "kernels.partial.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+
+    def write(name: str, figures: dict[str, Any]) -> None:
+        done[name] = figures
+        checks.write("kernels.partial", done)
+
+    return kernel_parity.kernels(checks.size, checks.toy, dict(done), write)
+
+
+def system(checks: GpuChecks) -> dict[str, Any]:
+    """Frames per second of the whole, see ``gpu_system``."""
+    return gpu_system.system(checks.size, checks.network, 20 if checks.toy else 120)
+
+
+def trace(checks: GpuChecks) -> dict[str, Any]:
+    """A profile, see ``gpu_system``."""
+    return gpu_system.trace(checks.size, checks.network, checks.out)
 
 
 _PARTS: dict[str, Callable[[GpuChecks], dict[str, Any]]] = {
-    "ceilings": ceilings, "parity": parity, "network": network, "stages": stages,
-    "system": system, "memory": memory,
+    "ceilings": ceilings, "parity": parity, "kernels": kernels, "network": network,
+    "stages": stages, "system": system, "memory": memory, "trace": trace,
 }  # fmt: skip
 
 
@@ -543,6 +315,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}, ")
+        elif isinstance(value, list) and all(isinstance(line, str) for line in value):
+            rows.append((prefix + name, "\n    ".join(["", *value])))
         else:
             rows.append((prefix + name, f"{value:.4g}" if isinstance(value, float) else value))
     return rows

@@ -4,11 +4,27 @@ Intrinsics are ``K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`` in pixels with inte
 skew is not modelled.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from ops.rays import Column
+
+
+class Intrinsics(NamedTuple):
+    """The four numbers of ``K``, for who cannot index an array."""
+
+    fx: Float[Array, ""]
+    fy: Float[Array, ""]
+    cx: Float[Array, ""]
+    cy: Float[Array, ""]
+
+
+def intrinsics(K: Float[Array, "3 3"]) -> Intrinsics:
+    """What ``K`` holds beside zeros and a one."""
+    return Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
 
 
 def pixel_grid(image_shape: tuple[int, int], dtype: DTypeLike = "float32") -> Float[Array, "hw 2"]:
@@ -51,19 +67,20 @@ def constrain_to_rays(
 
 
 def project(
-    points: list[Column], K: Float[Array, "3 3"], depth_eps: float
+    points: list[Column], K: Float[Array, "3 3"] | Intrinsics, depth_eps: float
 ) -> tuple[list[Column], Bool[Array, "*batch"]]:
     """Pixel and log-depth ``u, v, log z`` of points, and whether ``z > depth_eps``.
 
     Points are given by their three coordinates. Those that are not in front of the camera give
     finite but meaningless numbers.
     """
+    fx, fy, cx, cy = K if isinstance(K, Intrinsics) else intrinsics(K)
     a, b, depth, front = _normalized(points, depth_eps)
-    return [K[0, 0] * a + K[0, 2], K[1, 1] * b + K[1, 2], jnp.log(depth)], front
+    return [fx * a + cx, fy * b + cy, jnp.log(depth)], front
 
 
 def project_with_jacobian(
-    points: list[Column], K: Float[Array, "3 3"], depth_eps: float
+    points: list[Column], K: Float[Array, "3 3"] | Intrinsics, depth_eps: float
 ) -> tuple[list[Column], Bool[Array, "*batch"], list[list[Column]]]:
     """``project`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``: 3 rows of 7 entries.
 
@@ -73,11 +90,12 @@ def project_with_jacobian(
         dv = fy [0, 1/z, -b/z | -1 - b^2, a b, a | 0],
         d log z = [0, 0, 1/z | b, -a, 0 | 1].
     """
-    value, front = project(points, K, depth_eps)
+    camera = K if isinstance(K, Intrinsics) else intrinsics(K)
+    value, front = project(points, camera, depth_eps)
     a, b, depth, _ = _normalized(points, depth_eps)
     inverse = 1 / depth
     o, one = jnp.zeros_like(a), jnp.ones_like(a)
-    fx, fy = K[0, 0], K[1, 1]
+    fx, fy = camera.fx, camera.fy
     jacobian = [
         [fx * inverse, o, -fx * a * inverse, -fx * a * b, fx * (1 + a * a), -fx * b, o],
         [o, fy * inverse, -fy * b * inverse, -fy * (1 + b * b), fy * a * b, fy * a, o],

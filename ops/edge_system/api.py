@@ -1,15 +1,17 @@
 """Normal equations of the edges of a pose graph (paper, section 3.5).
 
-``implementation`` chooses who computes: ``"xla"`` is plain JAX and runs anywhere, ``"pallas"`` are
-kernels for NVIDIA GPUs, None takes the best that can run. A named implementation that cannot run
-raises ``NotImplementedError``.
+``implementation`` chooses who computes: ``"xla"`` is plain JAX and runs anywhere, ``"pallas"`` is a
+kernel for NVIDIA GPUs, None takes the kernel where it was measured to be faster
+(``ops/kernels.py``). A named implementation that cannot run raises ``NotImplementedError``.
 """
 
-from types import ModuleType
+from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops.edge_system import xla
+from ops import kernels
+from ops.edge_system import pallas, xla
 from ops.edge_system.factors import (
     FactorConfig,
     FactorNoise,
@@ -18,8 +20,6 @@ from ops.edge_system.factors import (
 )
 from ops.edge_system.types import EdgeBlocks, Edges
 from ops.sim3 import Sim3
-
-_IMPLEMENTATIONS = ("xla", "pallas")
 
 
 def linearize_edges(
@@ -63,21 +63,31 @@ def linearize_edges(
         K, image_shape = checked_calibration(num_pixels, K, image_shape)
     else:
         K, image_shape = None, None
-    return _backend(implementation).linearize_edges(
-        T_WC, points, confidence, edges, config, K, image_shape, min_confidence, noise=noise
+
+    def by(function: Callable[..., EdgeBlocks]) -> Callable[..., EdgeBlocks]:
+        return lambda T_WC, points, confidence, edges, K, noise, **block: function(
+            T_WC,
+            points,
+            confidence,
+            edges,
+            config,
+            K,
+            image_shape,
+            min_confidence,
+            noise=noise,
+            **block,
+        )
+
+    return kernels.run(
+        "linearize_edges",
+        implementation,
+        by(xla.linearize_edges),
+        by(pallas.linearize_edges),
+        T_WC,
+        points,
+        confidence,
+        edges,
+        K,
+        noise,
+        obstacle=kernels.only("points", points.dtype, jnp.float32),
     )
-
-
-def _backend(implementation: str | None) -> ModuleType:
-    """The module that computes."""
-    if implementation not in (None, *_IMPLEMENTATIONS):
-        raise ValueError(
-            f"unknown implementation {implementation!r}; choose one of "
-            f"{', '.join(map(repr, _IMPLEMENTATIONS))} or None"
-        )
-    if implementation == "pallas":
-        raise NotImplementedError(
-            'implementation="pallas": the pose graph\'s kernels are not available in this version; '
-            'use implementation="xla" or None'
-        )
-    return xla

@@ -141,16 +141,17 @@ def _measure(
     Y = jnp.matmul(sR, points, precision=jax.lax.Precision.HIGHEST) + T.translation()[:, None]
     Y = [row[0] for row in jax.lax.split(Y, (1, 1, 1))]
     z, q = columns_where(valid, measured), jnp.where(valid, q, 0)
+    precision, weak = precisions(noise)
     if isinstance(config, RayFactorConfig):
-        target, scales = rays.psi(z), precisions(noise, 4)
+        target, scales = rays.psi(z), [precision] * 3 + [weak]
     else:
         assert K is not None and image_shape is not None and pixels is not None
         value, in_front = project(Y, K, config.depth_eps)
         Y = [*Y[:2], jnp.where(in_front, Y[2], 1)]  # without weight, but not to be divided by
-        (u, v, depth), q = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
+        pixel = [pixels[:, 0], pixels[:, 1]]
+        (u, v, depth), q = pixel_measurement(config, z, pixel, q, value, in_front, image_shape)
         target = [(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], depth]
-        scales = precisions(noise, 3)
-        scales = [K[0, 0] * scales[0], K[1, 1] * scales[1], scales[2]]
+        scales = [K[0, 0] * precision, K[1, 1] * precision, weak]
     return tuple(Y), tuple(target), q, tuple(scales), noise.huber
 
 

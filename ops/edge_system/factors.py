@@ -125,27 +125,49 @@ def factor_gram(
     predicted = moved(columns_where(valid, points), T)
     z = columns_where(valid, measured)
     q = jnp.where(valid, q, 0)
+    noise = noise or config.noise(points.dtype)
+    camera = None if K is None else pinhole.intrinsics(K)
+    seen_at = None if pixels is None else [pixels[:, 0], pixels[:, 1]]
+    weights = precisions(noise), noise.huber
+    rows = weighted_rows(predicted, z, q, config, *weights, camera, image_shape, seen_at)
+    columns = [entry[None] for row in rows for entry in row]
+    # XLA writes every column to memory before it joins rows of more than 128 numbers end to end;
+    # anything else that joins them (a stack, vectors without [None]) computes them several times.
+    blocks = jnp.concatenate(columns, axis=1).reshape(len(rows), 8, -1)
+    products = jnp.matmul(blocks, blocks.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(products, axis=0)
+
+
+def weighted_rows(
+    predicted: list[Column],
+    measured: list[Column],
+    q: Column,
+    config: FactorConfig,
+    precision: tuple[Float[Array, ""], Float[Array, ""]],
+    huber: Float[Array, ""],
+    K: pinhole.Intrinsics | None = None,
+    image_shape: tuple[int, int] | None = None,
+    pixels: list[Column] | None = None,
+) -> list[list[Column]]:
+    """The rows ``sqrt(w) [J | z - h]`` of every component, eight columns each.
+
+    ``predicted`` are the moved points; ``precision`` is that of ``precisions``. Nothing here
+    depends on how points lie in memory: the kernels compute it too.
+    """
     if isinstance(config, RayFactorConfig):
         value, jacobian = rays.psi_with_jacobian(predicted)
-        z = rays.psi(z)
+        z = rays.psi(measured)
     else:
         assert K is not None and image_shape is not None and pixels is not None
         value, in_front, jacobian = pinhole.project_with_jacobian(predicted, K, config.depth_eps)
-        z, q = pixel_measurement(config, z, pixels, q, value, in_front, image_shape)
-    noise = noise or config.noise(points.dtype)
-    columns = []
-    for seen_at, expected, derivative, precision in zip(
-        z, value, jacobian, precisions(noise, len(z)), strict=True
-    ):
+        z, q = pixel_measurement(config, measured, pixels, q, value, in_front, image_shape)
+    rows, scales = [], [precision[0]] * (len(z) - 1) + [precision[1]]
+    for seen_at, expected, derivative, scale in zip(z, value, jacobian, scales, strict=True):
         residual = seen_at - expected
-        root = robust.sqrt_or_zero(q) * precision
-        root = root * jnp.sqrt(robust.huber_weight(root * residual, noise.huber))
-        columns += [(root * entry)[None] for entry in (*derivative, residual)]
-    # XLA writes every column to memory before it joins rows of more than 128 numbers end to end;
-    # anything else that joins them (a stack, vectors without [None]) computes them several times.
-    blocks = jnp.concatenate(columns, axis=1).reshape(len(z), 8, -1)
-    products = jnp.matmul(blocks, blocks.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(products, axis=0)
+        root = robust.sqrt_or_zero(q) * scale
+        root = root * jnp.sqrt(robust.huber_weight(root * residual, huber))
+        rows.append([root * entry for entry in (*derivative, residual)])
+    return rows
 
 
 def columns_where(valid: Bool[Array, "n"], points: Float[Array, "n 3"]) -> list[Column]:
@@ -159,7 +181,7 @@ def columns_where(valid: Bool[Array, "n"], points: Float[Array, "n 3"]) -> list[
 def pixel_measurement(
     config: PixelFactorConfig,
     points: list[Column],
-    pixels: Float[Array, "n 2"],
+    pixels: list[Column],
     q: Column,
     predicted: list[Column],
     in_front: Bool[Array, "n"],
@@ -172,17 +194,17 @@ def pixel_measurement(
     """
     inside = pinhole.inside_image(predicted[0], predicted[1], image_shape, config.pixel_border)
     seen = ~(points[2] <= config.depth_eps)  # not a number: seen, and reported
-    z = [pixels[:, 0], pixels[:, 1], jnp.log(jnp.where(seen, points[2], 1))]
+    z = [*pixels, jnp.log(jnp.where(seen, points[2], 1))]
     return z, jnp.where(in_front & inside & seen, q, 0)
 
 
-def precisions(noise: FactorNoise, count: int) -> list[Float[Array, ""]]:
-    """``1/sigma`` of each of ``count`` components, of which the last has its own.
+def precisions(noise: FactorNoise) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """``1/sigma`` of all components but the last, and of the last.
 
     To be multiplied with: XLA divides by a number otherwise when it knows it than when it does not.
     """
     inverse = 1 / noise.sigmas
-    return [inverse[0]] * (count - 1) + [inverse[1]]
+    return inverse[0], inverse[1]
 
 
 def moved(columns: list[Column], T: Sim3) -> list[Column]:

@@ -1,24 +1,21 @@
 """Dense matching of two pointmaps: projective search, then descriptors (paper, section 3.2).
 
 ``implementation`` chooses who computes: ``"xla"`` is plain JAX and runs anywhere, ``"pallas"`` are
-kernels for NVIDIA GPUs, None takes the best that can run. A named implementation that cannot run
-raises ``NotImplementedError``.
+kernels for NVIDIA GPUs, None takes a kernel where it was measured to be faster
+(``ops/kernels.py``). A named implementation that cannot run raises ``NotImplementedError``.
 """
 
 import functools
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ops import rays
+from ops import kernels, rays
 from ops.image import pixel_coordinates
-from ops.matching import xla
+from ops.matching import pallas, xla
 from ops.matching.differentiable import projection
 from ops.matching.types import MatchConfig, Matches, Projection
-
-_IMPLEMENTATIONS = ("xla", "pallas")
 
 
 def match(
@@ -87,7 +84,14 @@ def iterative_projection(
             f"iterative_projection: init has shape {init.shape}, expected one linear index for "
             f"each of the {height * width} pixels of image 2"
         )
-    project = functools.partial(_backend(implementation).project, config=config)
+    project = functools.partial(
+        kernels.run,
+        "project",
+        kernels.checked(implementation),
+        functools.partial(xla.project, config=config),
+        functools.partial(pallas.project, config=config),
+        obstacle=kernels.only("points", points_11.dtype, jnp.float32),
+    )
     return projection(project, points_11, points_21, init)
 
 
@@ -106,7 +110,18 @@ def refine_matches(
     descriptors' type. ``index`` and the result are linear indices into image 1.
     """
     _same_image("refine_matches", descriptors_2.shape, descriptors_1.shape)
-    return _backend(implementation).refine_matches(descriptors_1, descriptors_2, index, config)
+    return kernels.run(
+        "refine_matches",
+        implementation,
+        functools.partial(xla.refine_matches, config=config),
+        functools.partial(pallas.refine_matches, config=config),
+        descriptors_1,
+        descriptors_2,
+        index,
+        obstacle=kernels.only(
+            "descriptors", descriptors_1.dtype, jnp.float32, jnp.float16, jnp.bfloat16
+        ),
+    )
 
 
 def _linear_index(uv: Float[Array, "n 2"], width: int) -> Int[Array, "n"]:
@@ -132,18 +147,3 @@ def _same_image(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) ->
             f"{name}: shapes {tuple(expected)} and {tuple(shape)} differ; both images must have "
             "the same size"
         )
-
-
-def _backend(implementation: str | None) -> ModuleType:
-    """The module that computes."""
-    if implementation not in (None, *_IMPLEMENTATIONS):
-        raise ValueError(
-            f"unknown implementation {implementation!r}; choose one of "
-            f"{', '.join(map(repr, _IMPLEMENTATIONS))} or None"
-        )
-    if implementation == "pallas":
-        raise NotImplementedError(
-            'implementation="pallas": the matching kernels are not available in this version; '
-            'use implementation="xla" or None'
-        )
-    return xla

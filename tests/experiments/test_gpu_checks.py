@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from experiments import gpu_checks
+from experiments import gpu_checks, gpu_parity, gpu_system
 from experiments.gpu_checks import GpuChecks
 
 
@@ -65,10 +65,10 @@ def test_parity_that_does_not_hold_is_remembered(asked, tmp_path):
 
 def test_what_is_not_a_number_is_wrong():
     good, bad = {"x": np.ones(3), "n": np.arange(4)}, {"x": np.array([1, np.nan, 1.0])}
-    assert gpu_checks.difference(good, good) == (0, 0)
-    assert gpu_checks.difference({**good, **bad}, good)[0] == np.inf
-    assert gpu_checks.difference({**good, "n": np.array([0, 1, 2, 9])}, good) == (0, 0.25)
-    assert gpu_checks.difference({**good, "x": np.array([1, 1, 1.5])}, good)[0] == 0.5
+    assert gpu_parity.difference(good, good) == (0, 0)
+    assert gpu_parity.difference({**good, **bad}, good)[0] == np.inf
+    assert gpu_parity.difference({**good, "n": np.array([0, 1, 2, 9])}, good) == (0, 0.25)
+    assert gpu_parity.difference({**good, "x": np.array([1, 1, 1.5])}, good)[0] == 0.5
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path, capsys):
@@ -87,3 +87,39 @@ def test_a_part_by_itself_leaves_its_figures(tmp_path):
     figures = json.loads((tmp_path / "ceilings.json").read_text())
     assert figures["copy_gb_per_s"] > 0 and figures["versions"]["jax"]
     assert "copy_gb_per_s" in gpu_checks.table(tmp_path)
+
+
+def test_kernels_that_were_written_are_not_run_again(monkeypatch, tmp_path):
+    """Cut off in the second case, the part goes on with it."""
+    begun = []
+
+    def check(case, blocks, *, interpret):
+        begun.append(case.name)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return {"entry": f"# {case.name}", "holds": True, "blocks": len(blocks)}
+
+    monkeypatch.setattr(gpu_checks.kernel_parity, "check_and_time", check)
+    command = GpuChecks(tmp_path, parts=("kernels",), toy=True, alone=True)
+    with pytest.raises(KeyboardInterrupt):
+        command.execute()
+    assert not (tmp_path / "kernels.json").exists()
+    assert command.execute() == 0
+    assert begun[0] == "projection" and begun[1] == begun[2] and len(set(begun)) == 6
+    figures = json.loads((tmp_path / "kernels.json").read_text())
+    assert figures["holds"] and len(figures["measured"]) == 6
+    # all blocks are tried on the first input of a kernel, the default on the others
+    assert [case["blocks"] for case in figures["cases"].values()].count(1) == 3
+    assert "# edges, pixels" in gpu_checks.table(tmp_path)
+
+
+def test_a_profile_too_large_to_carry_is_left_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_system, "LARGEST_TRACE", 10)
+    folder = tmp_path / "trace" / "plugins" / "profile" / "2026_01_01"
+    folder.mkdir(parents=True)
+    (folder / "host.xplane.pb").write_bytes(bytes(11))
+    (folder / "host.trace.json.gz").write_bytes(bytes(10))
+    assert gpu_system.kept(tmp_path / "trace", tmp_path) == {
+        "trace.xplane.pb": 11, "trace.trace.json.gz": 10
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.trace.json.gz"]
