@@ -3,9 +3,9 @@
 The system is a random pose graph: a chain, as many loops as keyframes, edges with a condition up to
 1e4. ``ours`` is ``ops.solve_spd`` on arrays of the given capacity in keyframes; float64 has its
 matrix summed in double precision, as the optimiser has, float32 in single. LAPACK and SuperLU are
-called through scipy in double precision on the active rows alone. The methods take turns, so that a
-disturbance by other programs hits them alike; times are the median, and the range from the best to
-the third quartile. The error is that against LAPACK's solution.
+called through scipy, which has to be installed, in double precision on the active rows alone. The
+methods take turns, so that a disturbance by other programs hits them alike; times are the median,
+and the range from the best to the third quartile. The error is that against LAPACK's solution.
 """
 
 import argparse
@@ -16,10 +16,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy
-import scipy.linalg
-import scipy.sparse
-import scipy.sparse.linalg
 
 from ops import solve_spd
 
@@ -53,6 +49,8 @@ def summed(edges: Edges, poses: int, dtype: type) -> np.ndarray:
 
 def lapack(H: np.ndarray, g: np.ndarray) -> np.ndarray:
     """Dense Cholesky in double precision."""
+    import scipy.linalg
+
     factor = scipy.linalg.cho_factor(H.astype(np.float64), lower=True, overwrite_a=True)
     return scipy.linalg.cho_solve(factor, g.astype(np.float64))
 
@@ -64,6 +62,9 @@ def relative_error(x: np.ndarray, expected: np.ndarray) -> float:
 
 def compare(active: int, capacities: list[int], repeats: int) -> None:
     """Print one line for each method on one graph of ``active`` free poses."""
+    import scipy.sparse
+    import scipy.sparse.linalg
+
     edges = random_graph(active + 1)
     n = 7 * active
     H = {dtype: summed(edges, active + 1, np.dtype(dtype).type) for dtype in PRECISIONS}
@@ -103,14 +104,18 @@ def compare(active: int, capacities: list[int], repeats: int) -> None:
 
 
 def compiled(
-    H: np.ndarray, g: np.ndarray, capacity: int, implementation: str
+    H: np.ndarray, g: np.ndarray, capacity: int, implementation: str | None
 ) -> tuple[float, Callable[..., np.ndarray]]:
     """Seconds to compile our solver for a capacity, and a call that solves the system with it."""
     n, m = len(g), 7 * capacity
     wide = np.zeros((m, m), H.dtype)
     wide[:n, :n] = H
     with jax.enable_x64(H.dtype == np.float64):
-        arguments = jnp.asarray(wide), jnp.zeros(m, H.dtype).at[:n].set(g), jnp.int32(n)
+        arguments = (
+            jnp.asarray(wide),
+            jnp.zeros(m, H.dtype).at[:n].set(g.astype(H.dtype)),
+            jnp.int32(n),
+        )
         start = time.perf_counter()
         solve = jax.jit(
             functools.partial(solve_spd, implementation=implementation, precision=str(H.dtype))
@@ -128,6 +133,8 @@ def compiled(
 
 def main() -> None:
     """Print the table, one block of lines for each number of keyframes."""
+    import scipy
+
     parser = argparse.ArgumentParser(description="Time and error of the linear solver.")
     parser.add_argument("--active", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--capacity", type=int, default=1024)

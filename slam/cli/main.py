@@ -16,6 +16,7 @@ import weights_conversion.cli
 from experiments.training.config import TrainConfig
 from experiments.training.presets import PRESETS
 from mast3r_jax import CheckpointError, ConfigError
+from slam.cli.bench import Bench, spelled_out
 from slam.cli.demo import Demo
 from slam.cli.run import BriefRun, Run, run_defaults
 from slam.cli.train import BriefTrain, Train, train_defaults
@@ -34,6 +35,9 @@ On your own images, with the published MASt3R weights:
 
 To train a small network of your own:
   mast3r-slam train runs/first
+
+To see how fast it is on this machine:
+  mast3r-slam bench
 
 mast3r-slam --version tells the version."""
 
@@ -54,14 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done; 1 done but no frame beyond the first could be placed, or training has
-        diverged; 2 the input cannot be used; 130 interrupted.
+        diverged, or a benchmark does not keep what it is compared with; 2 the input cannot be used;
+        130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:
         print(f"mast3r-slam {package_version('mast3r-slam-jax') or '(not installed)'}")
         return 0
     brief = not {"-h", "--help"}.isdisjoint(arguments)
-    arguments = ["--help" if a == "--help-all" else a for a in arguments]
+    arguments = spelled_out(["--help" if a == "--help-all" else a for a in arguments])
     try:
         command = _parse(arguments, brief)
         if isinstance(command, Train):
@@ -143,11 +148,16 @@ def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> A
         "convert",
         description="Turn a published checkpoint (.pth, .safetensors) into weights for `run`.",
     )
+    of_bench = tyro.conf.subcommand(
+        "bench",
+        description="Measure how fast every stage is on this machine, and beside others.",
+    )
     return (
         Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]
         | Annotated[run, of_run]
         | Annotated[train, of_train]
         | Annotated[convert, of_convert]
+        | Annotated[Bench, of_bench]
     )
 
 
