@@ -44,6 +44,8 @@ class Plan:
     system_size: Size = (256, 192)
     frames: int = 60
     """Length of the walk."""
+    spread: bool = False
+    """Work on keyframes is spread over the frames after them."""
     keyframes: int = 32
     """Of the graph that is optimised; it has up to six directed edges a keyframe."""
     solver_keyframes: tuple[int, ...] = (64, 256)

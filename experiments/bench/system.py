@@ -21,7 +21,7 @@ from experiments.gpu_system import WorkingPrior
 from mast3r_jax import MASt3R
 from mast3r_jax.retrieval import RetrievalModel
 from ops.records import record
-from slam.config import SlamConfig
+from slam.config import GraphConfig, SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.procedural import parse_procedural
 from slam.priors import MASt3RPrior, RenderedGeometryPrior
@@ -35,6 +35,7 @@ KEYFRAME = {
     "retrieval": "propose",
     "decoder and match": "verify",
     "Gauss-Newton": "optimize",
+    "piece of it, each frame": "backlog",
 }
 """Rows for every keyframe."""
 
@@ -107,8 +108,14 @@ def measure_system(plan: Plan) -> SystemTimes:
     model = MASt3R(plan.network_config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
     prior = LoopClosingPrior(RenderedGeometryPrior(), MASt3RPrior(model))
     source = _Rendered(f"procedural:room?seed=3&frames={plan.frames}&size={width}x{height}")
-    config = SlamConfig(size=width, keyframe_capacity=32, edge_capacity=128)
-    return time_walk(source, prior, config, f"{plan.network} {written(plan.system_size)}")
+    config = SlamConfig(
+        size=width,
+        keyframe_capacity=32,
+        edge_capacity=128,
+        graph=GraphConfig(spread=plan.spread),
+    )
+    name = f"{plan.network} {written(plan.system_size)}{', spread' * plan.spread}"
+    return time_walk(source, prior, config, name)
 
 
 def time_walk(source: Source, prior: TwoViewPrior, config: SlamConfig, on: str) -> SystemTimes:

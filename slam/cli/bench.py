@@ -68,6 +68,8 @@ class Bench:
     """Images of the walk through a room that the whole system is timed on."""
     frames: int = 60
     """Length of that walk."""
+    spread: Flag = False
+    """Spread the work on keyframes over the frames after them in that walk."""
     keyframes: int = 32
     """Keyframes of the graph that is optimised, with about six edges each."""
     solver_keyframes: Counts = (64, 256)
@@ -148,6 +150,7 @@ class Bench:
             network_sizes=network or sizes[:1],
             system_size=parse_size("system-size", self.system_size),
             frames=self.frames,
+            spread=self.spread,
             keyframes=self.keyframes,
             solver_keyframes=self.solver_keyframes,
             repeats=self.repeats,
