@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import slam
 from mast3r_jax import MASt3R, MASt3RConfig
@@ -240,9 +241,20 @@ def plot(figures: dict[str, Any]) -> Figure:
     for axes, (title, values, x, names) in zip(figure.subplots(1, 3), panels, strict=True):
         for name in names:
             axes.plot(
-                values[x], values[name], "o-", label=f"{name[:-4]}, exponent {powers[name]:.2f}"
+                values[x],
+                values[name],
+                "o-",
+                label=f"{name.rsplit('_', 1)[0]}, exponent {powers[name]:.2f}",
             )
-        axes.set(xscale="log", yscale="log", title=title, xlabel=x)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xticks=values[x],
+            xticklabels=values[x],
+            title=title,
+            xlabel=x,
+        )
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     return figure

@@ -81,7 +81,7 @@ class Reconstruction:
     reference_T_WC: np.ndarray | None = None
     """Ground truth [F, 4, 4] where the source has one; rows of NaN where it does not."""
     timing: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Seconds by stage; see ``slam.runner.StageTimer.summary``."""
+    """Seconds by stage; see ``slam.stepper.StageTimer.summary``."""
     notes: tuple[str, ...] = ()
     """What the user should know: limits reached, a source that ended early."""
     K: np.ndarray | None = None

@@ -30,7 +30,7 @@ from slam.stepper import Stepper
 from slam.types import TwoViewPrior
 
 TRACKING = {"encoder": "encode", "decoder": "decode", "match": "match", "solve": "solve"}
-"""Rows of the report for every frame, and the stages of ``slam.runner`` they are."""
+"""Rows of the report for every frame, and the stages of ``slam.stepper`` they are."""
 KEYFRAME = {
     "retrieval": "propose",
     "decoder and match": "verify",
@@ -59,7 +59,7 @@ class SystemTimes:
     tracked: int
     keyframes: int
     stages: dict[str, dict[str, float]]
-    """By stage of ``slam.runner``, its summary."""
+    """By stage of ``slam.stepper``, its summary."""
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
