@@ -165,6 +165,7 @@ def run(
         "first_frame_s": first_done - begin,
         "fps_after_first_frame": later / (end - first_done) if later else float("nan"),
         "growth": growth,
+        "time_every": time_every,
     }
     floating = next((int(o.graph_floating) for o in reversed(outputs) if o.graph_iterations), 0)
     if floating:

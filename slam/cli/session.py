@@ -33,9 +33,11 @@ _STAGES = {
     "commit": "commit",
     "optimize": "optimise all poses",
     "adopt": "adopt poses",
+    "backlog": "a piece of keyframe work",
+    "take in": "take it in",
     "frame": "whole frame",
 }
-"""Stages of ``slam.runner`` in the order of the report, and what it calls them."""
+"""Stages of ``slam.stepper`` in the order of the report, and what it calls them."""
 NOT_STARTED = (
     "next: the prior is confident of nothing in these images. Do they show anything, and if it is "
     "a network, are its weights trained?"
@@ -190,18 +192,22 @@ def print_report(console: Console, result: Reconstruction, advice: str | None = 
     stages = timing["stages"]
     whole = stages["frame"]["later_sum_s"]
     others = [name for name in stages if name not in _STAGES]
+    every = timing.get("time_every", 1)
     for name in [*(name for name in _STAGES if name in stages), *others]:
         row = stages[name]
+        total = row["later_sum_s"] * (1 if name in ("source", "frame") else every)
         table.add_row(
             _STAGES.get(name, name),
             str(row["calls"]),
             _number(1e3 * row["median_s"], ".1f", " ms"),
             _number(1e3 * row["p99_s"], ".1f", " ms"),
             _number(row["first_s"], ".2f", " s"),
-            _number(100 * row["later_sum_s"] / whole if whole else math.nan, ".0f", " %"),
+            _number(100 * total / whole if whole else math.nan, ".0f", " %"),
         )
     console.print(table)
     say(console, "Median, percentile and share leave out a stage's first call, which compiles.")
+    if every > 1:
+        say(console, f"Stages were timed in one of {every} frames; the others overlap.")
 
 
 def print_files(console: Console, files: OutputFiles, seconds: float) -> None:

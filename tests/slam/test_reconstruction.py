@@ -297,3 +297,21 @@ def test_report_fits_80_columns_and_tells_every_stage(folder, capsys):
     # No cell of the table was cut or wrapped.
     assert "…" not in said and " 1234.0 ms" in said
     assert any(line.startswith("  submaps/ ") for line in lines)
+
+
+def test_shares_of_stages_that_were_timed_in_some_frames(capsys):
+    """Of a frame timed every fourth time, a stage's share is four times what was seen of it."""
+
+    def share_of_decode(timing):
+        result = dataclasses.replace(made_up(), timing=timing)
+        session.print_report(Console(width=80, highlight=False), result)
+        said = capsys.readouterr().out
+        (row,) = [line.split() for line in said.splitlines() if line.strip().startswith("decode")]
+        return int(row[-2]), said
+
+    timing = made_up().timing
+    timing["stages"]["frame"]["later_sum_s"] = 100 * timing["stages"]["decode"]["later_sum_s"]
+    seen, said = share_of_decode(timing)
+    assert seen == 1 and "overlap" not in said
+    seen, said = share_of_decode(timing | {"time_every": 4})
+    assert seen == 4 and "Stages were timed in one of 4 frames; the others overlap." in said
