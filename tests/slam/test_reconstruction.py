@@ -1,5 +1,6 @@
 """A result in several pieces: no pose, point or error ever mixes two of their worlds."""
 
+import dataclasses
 import json
 
 import jax
