@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.timing import without_compilation_cache
 from ops import Edges, Sim3, pinhole
 
 
@@ -26,12 +27,9 @@ def measured(function: Callable[..., Any], *arguments: Any, repeats: int = 20) -
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[jax.stages.Compiled, float]:
     """A compiled function and the seconds that took, by the compiler and not by a cache."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
+    with without_compilation_cache():
         begin = time.perf_counter()
         return jax.jit(function).lower(*arguments).compile(), time.perf_counter() - begin
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
 
 
 def milliseconds(
