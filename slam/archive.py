@@ -21,7 +21,7 @@ from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 from slam.state import Keyframes, StepOutput
 
-FORMAT = 3
+FORMAT = 4
 """Version of the layout; a reader refuses others."""
 
 _DAMAGE = (
@@ -34,8 +34,8 @@ archive of other contents."""
 
 def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
     """Write everything of a reconstruction except its panels; atomic."""
-    arrays: dict[str, np.ndarray] = {"timestamps": result.timestamps, "links": result.links}
-    arrays["images"] = result.images
+    arrays: dict[str, np.ndarray] = {"timestamps": result.timestamps, "images": result.images}
+    arrays |= {name: getattr(result, name) for name in _OF_LINKS}
     if result.reference_T_WC is not None:
         arrays["reference_T_WC"] = result.reference_T_WC
     if result.K is not None:
@@ -81,8 +81,8 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             K=arrays.get("K"),
             timing=about["timing"],
             notes=tuple(about["notes"]),
-            links=arrays["links"],
             images=arrays["images"],
+            **{name: arrays[name] for name in _OF_LINKS},
         )
     except SourceError:
         raise
@@ -101,6 +101,8 @@ def _other_format(path: pathlib.Path, number: int) -> str:
     )
 
 
+_OF_LINKS = ("links", "matches", "match_pixels")
+"""Fields of a reconstruction that hold arrays about links."""
 _NESTED = {"T_kf": Sim3, "T_WC": Sim3, "pointmap": FusedPointmap}
 
 

@@ -17,6 +17,7 @@ from slam.config import SlamConfig
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
 from slam.pipeline import Views
+from slam.snapshot import KeyframeView, Snapshot, positions_of
 from slam.state import Keyframes, Mode, StepOutput
 from slam.tracking import Correspondence
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 LOOP_GAP = 5
 """Links over less than so many keyframes join views of one stretch; beyond, the camera has come
 back. (Neighbours that share a third of their pixels have nothing in common over five.)"""
+
+
+MATCH_STRIDE = 4
+"""Matches of every so-many-th pixel of every so-many-th row are kept: as many tracks as other
+programs like to have, in a sixteenth of the room."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +96,12 @@ class Reconstruction:
     """Per-pixel results of a few frames, for looking at."""
     links: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
     """int32 [L, 2], slots of the keyframes that each link of the graph joins."""
+    matches: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    """int32 [L, S], for each link, the pixel of its second keyframe that each of the pixels
+    ``match_pixels`` of its first was matched with; -1 where there is no match that counts."""
+    match_pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    """int32 [S], linear indices of the pixels whose matches are kept: every ``MATCH_STRIDE``-th of
+    every ``MATCH_STRIDE``-th row."""
 
     @property
     def num_frames(self) -> int:
@@ -255,6 +267,40 @@ class Reconstruction:
         empty = (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32))
         return PointCloud(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
 
+    def snapshot(self, submap: int | None = None) -> Snapshot:
+        """The whole map, of which one submap is to be shown, by default the largest."""
+        chosen = self._chosen(submap)
+        placed = self.placed_in(submap) if self.submaps else np.zeros(self.num_frames, bool)
+        poses = np.asarray(self.keyframes.T_WC.wxyz_xyz_scale)
+        relative = np.asarray(self.frames.T_kf.wxyz_xyz_scale)[placed]
+        changed = {}
+        for slot in range(self.num_keyframes):
+            pointmap = jax.tree.map(lambda x, slot=slot: x[slot], self.keyframes.pointmap)
+            points, confidence = camera_points(pointmap, self.K, self.images.shape[1:3])
+            changed[slot] = KeyframeView(
+                frame_index=int(self.keyframes.frame_index[slot]),
+                image=self.images[slot],
+                points=np.asarray(points),
+                confidence=np.asarray(confidence),
+            )
+        return Snapshot(
+            name=self.name,
+            num_frames=self.num_frames,
+            total=self.num_frames,
+            mode=Mode(int(self.frames.mode[-1])),
+            match_fraction=float(self.frames.match_fraction[-1]),
+            image=None,
+            depth=None,
+            pose=None,
+            keyframe_poses=poses,
+            submaps=np.asarray(self.keyframes.submap),
+            submap=chosen,
+            links=self.links,
+            is_loop_link=self.is_loop_link,
+            positions=positions_of(poses[np.asarray(self.frames.keyframe)[placed]], relative),
+            changed=changed,
+        )
+
     def verdict(self) -> str:
         """One honest sentence about how the run went."""
         frames, placed, pieces = self.num_frames, int(self.tracked.sum()), len(self.submaps)
@@ -327,12 +373,21 @@ def _compose(T_WK: Sim3, T_kf: Sim3) -> Float[Array, "n 4 4"]:
     return lie_convert.to_se3_matrix(T_WK @ T_kf)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def camera_points(
+    pointmap: FusedPointmap, K: Array | np.ndarray | None, image_shape: tuple[int, int]
+) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
+    """Points of one keyframe in its camera, as they are mapped, and their average confidence."""
+    points = pointmap.points
+    if K is not None:
+        points = constrain_to_rays(points, jnp.asarray(K), image_shape)
+    return points, average_confidence(pointmap)
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def _world_points(
     T_WC: Sim3, pointmap: FusedPointmap, K: Array | np.ndarray | None, image_shape: tuple[int, int]
 ) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
     """Points of one keyframe in the world, and their average confidence."""
-    points = pointmap.points
-    if K is not None:
-        points = constrain_to_rays(points, jnp.asarray(K), image_shape)
-    return T_WC.apply(points), average_confidence(pointmap)
+    points, confidence = camera_points(pointmap, K, image_shape)
+    return T_WC.apply(points), confidence

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import SolverStatus
+from ops.edge_system import unpack_valid
 from slam.config import SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.prefetch import Prefetch
 from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
-from slam.reconstruction import Panel, Reconstruction
+from slam.reconstruction import MATCH_STRIDE, Panel, Reconstruction
 from slam.state import Mode, SlamState, StepOutput, init_state
 from slam.stepper import DenseResult, StageTimer, Stepper
 from slam.types import Frame, TwoViewPrior
@@ -194,8 +195,22 @@ def run(
         notes=tuple(notes),
         panels=tuple(panels),
         K=None if state.K is None else np.asarray(state.K),
-        links=np.stack([state.graph.i, state.graph.j], axis=1)[: int(state.graph.size) : 2],
+        **_links(state),
     )
+
+
+def _links(state: SlamState) -> dict[str, np.ndarray]:
+    """Fields ``links, matches, match_pixels`` of a reconstruction."""
+    graph, (height, width) = state.graph, state.image_shape
+    factors = slice(1, int(graph.size), 2)  # of a link's two, the one that starts at pixels of i
+    pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    pixels = pixels[MATCH_STRIDE // 2 :: MATCH_STRIDE, MATCH_STRIDE // 2 :: MATCH_STRIDE].ravel()
+    links = np.stack([graph.j, graph.i], axis=1)[factors]
+    matches = np.zeros((0, len(pixels)), np.int32)
+    if len(links):
+        valid = unpack_valid(graph.valid[factors], height * width)[:, pixels]
+        matches = np.asarray(jnp.where(valid, graph.index[factors][:, pixels], -1))
+    return {"links": links, "matches": matches, "match_pixels": pixels}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,11 +248,14 @@ def test_nothing_is_compiled_after_the_first_frame(calibrated):
         state, output, _ = stepper(EXACT, state, frame)
         # Shapes, dtypes and weak types: what one step returns is what the next one was made for.
         assert jax.tree.map(jax.typeof, state) == signature
-        assert set(stepper.cache_sizes().values()) <= {0, 1}, f"compiled again at frame {i}"
+        assert max(stepper.cache_sizes().values()) == 1, f"compiled again at frame {i}"
         if i == 4:
             assert output.mode == Mode.LOST
     assert int(state.keyframes.size) > 1
-    assert set(stepper.cache_sizes().values()) == {1}
+    spread_only = {"work", "take_in"}
+    assert stepper.cache_sizes() == {
+        stage: int(stage not in spread_only) for stage in stepper.cache_sizes()
+    }
 
 
 def test_committing_copies_no_buffer(stepper):

@@ -1,0 +1,48 @@
+"""Snapshots of a map: what a viewer is given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ops import Sim3
+from slam.snapshot import positions_of
+from tests.slam import rim
+
+
+def test_positions_are_those_of_composed_poses():
+    tangents = jax.random.normal(jax.random.key(0), (2, 5, 7))
+    T_WK, T_kf = Sim3.exp(tangents[0]), Sim3.exp(tangents[1])
+    poses = [np.asarray(T.wxyz_xyz_scale) for T in (T_WK, T_kf)]
+    np.testing.assert_allclose(
+        positions_of(*poses), (T_WK @ T_kf).wxyz_xyz_scale[:, 4:7], atol=1e-5
+    )
+
+
+def test_a_finished_map_shows_what_its_cloud_has():
+    result = rim.result()
+    shown = result.snapshot()
+    assert shown.submap == 0 and shown.num_frames == result.num_frames
+    np.testing.assert_allclose(shown.positions, result.trajectory().positions, atol=1e-5)
+    np.testing.assert_array_equal(shown.links, result.links)
+    parts = []
+    for slot, view in shown.changed.items():
+        T_WC = Sim3(jnp.asarray(shown.keyframe_poses[slot]))
+        parts.append(np.asarray(T_WC.apply(jnp.asarray(view.points)))[view.confidence > 1.5])
+        np.testing.assert_array_equal(view.image, result.images[slot])
+    np.testing.assert_allclose(np.concatenate(parts), result.point_cloud(1.5).points, atol=1e-5)
+
+
+def test_matches_of_links_are_the_same_points():
+    """The kept matches: pixels of two keyframes that show one point of the room."""
+    result = rim.result()
+    poses = jnp.asarray(result.keyframes.T_WC.wxyz_xyz_scale)
+    points = [
+        np.asarray(Sim3(poses[k]).apply(jnp.asarray(result.keyframes.pointmap.points[k])))
+        for k in range(result.num_keyframes)
+    ]
+    assert len(result.matches) == len(result.links) > 0
+    for (i, j), matched in zip(result.links, result.matches, strict=True):
+        good = matched >= 0
+        assert good.mean() > 0.1
+        apart = points[i][result.match_pixels[good]] - points[j][matched[good]]
+        assert np.median(np.linalg.norm(apart, axis=1)) < 0.02  # metres; a pixel is wider than 1 cm
