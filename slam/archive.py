@@ -9,20 +9,21 @@ import os
 import pathlib
 import zipfile
 import zlib
-from typing import Any
 
-import jax
 import numpy as np
 
-from ops import FusedPointmap, Sim3
 from slam.config import SlamConfig, config_from_dict
 from slam.io.atomic import atomic_write
 from slam.io.frames import SourceError
+from slam.named_arrays import flatten, unflatten
 from slam.reconstruction import Reconstruction
 from slam.state import Keyframes, StepOutput
 
 FORMAT = 4
 """Version of the layout; a reader refuses others."""
+
+_OF_LINKS = ("links", "matches", "match_pixels")
+"""Fields of a reconstruction that hold arrays about links."""
 
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError),
@@ -40,8 +41,8 @@ def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
         arrays["reference_T_WC"] = result.reference_T_WC
     if result.K is not None:
         arrays["K"] = result.K
-    arrays |= _flatten("frames", result.frames)
-    keyframes = _flatten("keyframes", result.keyframes)
+    arrays |= flatten("frames", result.frames)
+    keyframes = flatten("keyframes", result.keyframes)
     arrays |= {k: v for k, v in keyframes.items() if not k.startswith("keyframes.encoding")}
     about = {
         "format": FORMAT,
@@ -75,8 +76,8 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             name=about["name"],
             config=config_from_dict(SlamConfig, about["config"]),
             timestamps=arrays["timestamps"],
-            frames=_unflatten("frames", StepOutput, arrays),
-            keyframes=_unflatten("keyframes", Keyframes, arrays),
+            frames=unflatten("frames", StepOutput, arrays),
+            keyframes=unflatten("keyframes", Keyframes, arrays),
             reference_T_WC=arrays.get("reference_T_WC"),
             K=arrays.get("K"),
             timing=about["timing"],
@@ -99,36 +100,3 @@ def _other_format(path: pathlib.Path, number: int) -> str:
         f"{path}: was written by {'an older' if older else 'a newer'} version, in format {number} "
         f"instead of {FORMAT}; {way_out}"
     )
-
-
-_OF_LINKS = ("links", "matches", "match_pixels")
-"""Fields of a reconstruction that hold arrays about links."""
-_NESTED = {"T_kf": Sim3, "T_WC": Sim3, "pointmap": FusedPointmap}
-
-
-def _flatten(prefix: str, value: Any) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(value)
-    return {prefix + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _unflatten(prefix: str, cls: type, arrays: dict[str, np.ndarray]) -> Any:
-    fields = {}
-    for field in dataclasses.fields(cls):
-        name = f"{prefix}.{field.name}"
-        if field.name == "encoding":
-            fields[field.name] = None
-        elif field.name in _NESTED:
-            fields[field.name] = _unflatten(name, _NESTED[field.name], arrays)
-        else:
-            fields[field.name] = arrays[name]
-    # Host arrays, batched over frames or slots: rebuilt as JAX rebuilds records, without __init__.
-    names = [field.name for field in dataclasses.fields(cls)]
-    _, structure = jax.tree.flatten(_placeholder(cls, names))
-    return jax.tree.unflatten(structure, [fields[name] for name in names])
-
-
-def _placeholder(cls: type, names: list[str]) -> Any:
-    value = object.__new__(cls)
-    for name in names:
-        object.__setattr__(value, name, 0)
-    return value

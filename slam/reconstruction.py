@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ops import FusedPointmap, Sim3, average_confidence, constrain_to_rays, lie_convert
+from slam.checkpoint import Saved
 from slam.config import SlamConfig
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
 from slam.pipeline import Views
-from slam.snapshot import KeyframeView, Snapshot, positions_of
+from slam.snapshot import KeyframeView, Snapshot, compose_poses
 from slam.state import Keyframes, Mode, StepOutput
 from slam.tracking import Correspondence
 
@@ -102,6 +103,8 @@ class Reconstruction:
     match_pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     """int32 [S], linear indices of the pixels whose matches are kept: every ``MATCH_STRIDE``-th of
     every ``MATCH_STRIDE``-th row."""
+    system: Saved | None = None
+    """All of the system's state at the end, to be saved and gone on from; not kept by ``load``."""
 
     @property
     def num_frames(self) -> int:
@@ -131,7 +134,7 @@ class Reconstruction:
     @property
     def is_loop_link(self) -> np.ndarray:
         """bool [L]: links whose keyframes are at least ``LOOP_GAP`` keyframes apart."""
-        return np.abs(self.links[:, 0] - self.links[:, 1]) >= LOOP_GAP
+        return is_loop(self.links)
 
     @property
     def submaps(self) -> tuple[int, ...]:
@@ -272,7 +275,8 @@ class Reconstruction:
         chosen = self._chosen(submap)
         placed = self.placed_in(submap) if self.submaps else np.zeros(self.num_frames, bool)
         poses = np.asarray(self.keyframes.T_WC.wxyz_xyz_scale)
-        relative = np.asarray(self.frames.T_kf.wxyz_xyz_scale)[placed]
+        relative = np.asarray(self.frames.T_kf.wxyz_xyz_scale)
+        on, relative = poses[np.asarray(self.frames.keyframe)[placed]], relative[placed]
         changed = {}
         for slot in range(self.num_keyframes):
             pointmap = jax.tree.map(lambda x, slot=slot: x[slot], self.keyframes.pointmap)
@@ -297,7 +301,7 @@ class Reconstruction:
             submap=chosen,
             links=self.links,
             is_loop_link=self.is_loop_link,
-            positions=positions_of(poses[np.asarray(self.frames.keyframe)[placed]], relative),
+            positions=compose_poses(on, relative)[:, 4:7],
             changed=changed,
         )
 
@@ -361,6 +365,11 @@ class Reconstruction:
         from slam.archive import load_archive
 
         return load_archive(pathlib.Path(folder) / "reconstruction.npz")
+
+
+def is_loop(links: np.ndarray) -> np.ndarray:
+    """bool [L]: links [L, 2] whose keyframes are at least ``LOOP_GAP`` keyframes apart."""
+    return np.abs(links[:, 0] - links[:, 1]) >= LOOP_GAP
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,15 +15,22 @@ import numpy as np
 
 from ops import SolverStatus
 from ops.edge_system import unpack_valid
+from slam.checkpoint import CHECKPOINT, MAP, Checkpointing, on_host, pack
+from slam.checkpoint import opened as open_checkpoints
+from slam.checkpoint import read as read_saved
+from slam.collected import Collected
 from slam.config import SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
+from slam.io.open_source import frames_from
 from slam.io.prefetch import Prefetch
 from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
 from slam.reconstruction import MATCH_STRIDE, Panel, Reconstruction
+from slam.snapshot import Observer
 from slam.state import Mode, SlamState, StepOutput, init_state
 from slam.stepper import DenseResult, StageTimer, Stepper
 from slam.types import Frame, TwoViewPrior
+from slam.watching import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +51,10 @@ def run(
     *,
     calibrated: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    observer: Observer | None = None,
+    checkpoint: Checkpointing | None = None,
+    map: str | os.PathLike[str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     num_panels: int = 0,
     stepper: Stepper | None = None,
     time_every: int | None = None,
@@ -54,6 +67,13 @@ def run(
         config: the original's defaults when omitted.
         calibrated: use the source's intrinsics (constant over the sequence).
         on_progress: called after every frame.
+        observer: looks on, as a viewer does.
+        checkpoint: save now and then what a killed run can go on from, or go on from it. The result
+            is that of an unbroken run, if the source gives the same frames again; panels are those
+            of the frames after it.
+        map: results of an earlier run, in whose map the camera looks for its place. The new frames
+            extend it; the old keyframes have negative frame numbers, -1 for the last frame then.
+        stop: asked after every frame; once it says yes, no further frame is taken.
         num_panels: how many frames, evenly spread, to keep per-pixel results of.
         stepper: compiled stages of an earlier run, with their configuration, to save compiling
             them again; the sources must have the same image size and the priors the same kind.
@@ -65,138 +85,232 @@ def run(
         The reconstruction, on the host.
 
     Raises:
-        SourceError: the source cannot be read, is empty, or lacks what was asked of it.
+        SourceError: the source cannot be read, is empty, or lacks what was asked of it; or what was
+            to be gone on from cannot be used.
     """
     if stepper is None:
         stepper = Stepper(config or SlamConfig())
     elif config not in (None, stepper.config):
         raise ValueError("run: the stepper was compiled for another configuration; leave one out")
     config = stepper.config
-    timer = stepper.timer = StageTimer()
-    panel_frames = _panel_frames(source.num_frames, num_panels)
-    state: SlamState | None = None
-    K: np.ndarray | None = None
-    outputs: list[StepOutput] = []
-    timestamps: list[float] = []
-    references: list[np.ndarray] = []
-    panels: list[Panel] = []
-    notes: list[str] = []
-    growth: list[dict[str, int]] = []
-
     if time_every is None:
         time_every = 1 if jax.default_backend() == "cpu" else 16
-    unread: collections.deque[tuple[StepOutput, np.ndarray]] = collections.deque()
-    images: list[np.ndarray] = []
+    timer = stepper.timer = StageTimer()
+    begin = time.perf_counter()
+    collected = Collected()
+    state: SlamState | None = None
+    K: np.ndarray | None = None
+    # Both are read before anything else is done: they may be unusable.
+    earlier = None if map is None else read_saved(map, MAP)
+    if checkpoint is not None and checkpoint.resume:
+        saved = read_saved(checkpoint.folder, CHECKPOINT)
+        blank, K = _blank(prior, config, *_first_frame(source, config.size), calibrated)
+        state, collected = saved.state(prior, blank), saved.collected()
+    first = len(collected.outputs)
+    reports = _Reports(collected, source.num_frames, config.max_keyframes, on_progress)
+    panel_frames = _panel_frames(source.num_frames, num_panels)
+    panels: list[Panel] = []
+    watch = None if observer is None else Watch(observer, source.name, source.num_frames)
+    to_come = prepare_frames(frames_from(source, first), config.size, *collected.timestamps[:1])
 
-    def read(left: int = 0) -> None:
-        """Fetch what happened to the frames so far, but for the last ``left``."""
-        while len(unread) > left:
-            output, image = unread.popleft()
+    first_done = waiting = begin
+    with contextlib.ExitStack() as stack:
+        saver = None
+        if checkpoint is not None:
+            saver = _Saver(checkpoint, prior, config, source.name)
+            stack.enter_context(contextlib.closing(saver))
+        frames = stack.enter_context(contextlib.closing(Prefetch(to_come)))
+        upcoming = _Upcoming(frames, prior, stepper)
+        for number, item in enumerate(upcoming, start=first):
+            raw, frame = item.raw, item.frame
+            # Frames are made in another thread: this is how long the device had to wait for one.
+            timer.book("source", upcoming.waited)
+            timer.waits = number % time_every == 0
+            if state is None:
+                state, K = _blank(prior, config, raw, item.host, calibrated)
+                if earlier is not None:
+                    state, collected.images = earlier.map_for(prior, state), earlier.images()
+            elif calibrated:
+                _constant_intrinsics(raw, item.host, K)
+            # Before the step, which consumes the state: the slot this frame is tracked against.
+            slot = max(int(collected.outputs[-1].num_keyframes) - 1, 0) if number else 0
+            overlaps = not timer.waits and (number + 1) % time_every != 0
+            meanwhile = upcoming.prepare if overlaps else _nothing
+            state, output, dense = stepper(prior, state, frame, item.encoding, meanwhile)
+            reports.add(raw, item.host, output)
+            # The one before is ready, this one may not be; but a map that may be full is looked at.
+            reports.read(left=0 if timer.waits or stepper.linking else 1)
+            # Against a keyframe, that is: other frames were matched with themselves.
+            if number in panel_frames and output.iterations and output.mode == Mode.TRACKING:
+                shown = np.asarray(item.host.image), collected.images[slot]
+                panels.append(_panel(state, shown, dense, number, slot))
+            if not reports.unread:
+                state, larger = _with_room(config, state, collected.outputs[-1])
+                if larger:
+                    collected.growth.append({"frame": number, **larger})
+            if watch is not None and watch.wanted():
+                reports.read()
+                watch.take(state, collected, np.asarray(item.host.image), dense)
+            done = time.perf_counter()
+            timer.book("frame", done - waiting)
+            waiting = done
+            if number == first:
+                first_done = done
+            stopped = stop()
+            if saver is not None and (stopped or saver.due()):
+                reports.read()
+                saver.save(state, collected)
+            if stopped:
+                break
+        reports.read()
+    if state is None:
+        raise SourceError(f"{source.name}: the source has no frames")
+    if state.backlog is not None:
+        timer.waits = True
+        state, output = stepper.catch_up(prior, state, collected.outputs[-1])
+        collected.outputs[-1] = jax.device_get(output)
+    end = time.perf_counter()
+    later = len(collected.outputs) - first - 1
+    timing = {
+        "stages": timer.summary(),
+        "total_s": end - begin,
+        "first_frame_s": first_done - begin,
+        "fps_after_first_frame": later / (end - first_done) if later > 0 else float("nan"),
+        "growth": collected.growth,
+        "time_every": time_every,
+        "resumed_at_frame": first or None,
+    }
+    floating = next(
+        (int(o.graph_floating) for o in reversed(collected.outputs) if o.graph_iterations), 0
+    )
+    if floating:
+        collected.notes.append(
+            f"{floating} keyframes share no matches with the rest of their part of the map; the "
+            "optimisation could not move them"
+        )
+    failed = [
+        int(o.frame_index) for o in collected.outputs if SolverStatus(int(o.graph_status)).failed
+    ]
+    if failed:
+        collected.notes.append(
+            f"the keyframe poses could not be optimised {len(failed)} times, first at frame "
+            f"{failed[0]}; they were left as they were"
+        )
+    host = on_host(state)
+    size = int(host.keyframes.size)
+    known = np.stack(collected.references)
+    return Reconstruction(
+        name=source.name,
+        config=config,
+        timestamps=np.asarray(collected.timestamps, np.float64),
+        frames=collected.frames(),
+        keyframes=jax.tree.map(lambda x: x[:size] if x.ndim else x, host.keyframes),
+        images=collected.images_of(state.image_shape),
+        reference_T_WC=known if np.isfinite(known).any() else None,
+        timing=timing,
+        notes=tuple(collected.notes),
+        panels=tuple(panels),
+        K=None if host.K is None else host.K,
+        system=pack(state, host, prior, config, source.name, collected),
+        **_links(state),
+    )
+
+
+class _Reports:
+    """What happened to the frames: fetched from the device, counted and told."""
+
+    def __init__(
+        self,
+        collected: Collected,
+        total: int | None,
+        max_keyframes: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.collected, self.total, self.max_keyframes = collected, total, max_keyframes
+        self.on_progress = on_progress
+        self.unread: collections.deque[tuple[StepOutput, np.ndarray]] = collections.deque()
+        """Reports that may still be in the making, and the images of their frames."""
+
+    def add(self, raw: SourceFrame, host: Frame, output: StepOutput) -> None:
+        """A frame was stepped."""
+        collected = self.collected
+        collected.timestamps.append(raw.timestamp)
+        collected.references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
+        self.unread.append((output, np.asarray(host.image)))
+
+    def read(self, left: int = 0) -> None:
+        """Fetch the reports so far, but for the last ``left``."""
+        collected = self.collected
+        while len(self.unread) > left:
+            output, image = self.unread.popleft()
             output = jax.device_get(output)
-            outputs.append(output)
+            collected.outputs.append(output)
+            number = len(collected.outputs) - 1
             if output.is_keyframe:
-                images.append(image)
-            if output.full and not notes:
-                notes.append(
-                    f"the limit of {config.max_keyframes} keyframes was reached at frame "
-                    f"{len(outputs) - 1}: tracking goes on against the last one, and a lost camera "
-                    "is found again only there; raise max_keyframes to map further"
+                collected.images.append(image)
+            if output.full and not collected.notes:
+                collected.notes.append(
+                    f"the limit of {self.max_keyframes} keyframes was reached at frame {number}: "
+                    "tracking goes on against the last one, and a lost camera is found again only "
+                    "there; raise max_keyframes to map further"
                 )
-            if on_progress is not None:
-                on_progress(
+            if self.on_progress is not None:
+                self.on_progress(
                     Progress(
-                        frame=len(outputs) - 1,
-                        total=source.num_frames,
+                        frame=number,
+                        total=self.total,
                         mode=Mode(int(output.mode)),
                         num_keyframes=int(output.num_keyframes),
                         match_fraction=float(output.match_fraction),
                     )
                 )
 
-    begin = time.perf_counter()
-    first_done = waiting = begin
-    with contextlib.closing(Prefetch(prepare_frames(source, config.size))) as frames:
-        upcoming = _Upcoming(frames, prior, stepper)
-        for number, item in enumerate(upcoming):
-            raw, frame = item.raw, item.frame
-            # Frames are made in another thread: this is how long the device had to wait for one.
-            timer.book("source", upcoming.waited)
-            timer.waits = number % time_every == 0
-            if state is None:
-                K = _constant_intrinsics(raw, item.host, None) if calibrated else None
-                on_device = None if K is None else jnp.asarray(K)
-                state = init_state(prior, _within_limit(config), frame, on_device)
-            elif calibrated:
-                _constant_intrinsics(raw, item.host, K)
-            # Before the step, which consumes the state: the slot this frame is tracked against.
-            slot = max(int(outputs[-1].num_keyframes) - 1, 0) if outputs else 0
-            overlaps = not timer.waits and (number + 1) % time_every != 0
-            meanwhile = upcoming.prepare if overlaps else _nothing
-            state, output, dense = stepper(prior, state, frame, item.encoding, meanwhile)
-            unread.append((output, np.asarray(item.host.image)))
-            timestamps.append(raw.timestamp)
-            references.append(np.full((4, 4), np.nan) if raw.T_WC is None else raw.T_WC)
-            # The one before is ready, this one may not be; but a map that may be full is looked at.
-            read(left=0 if timer.waits or stepper.linking else 1)
-            # Against a keyframe, that is: other frames were matched with themselves.
-            if number in panel_frames and output.iterations and output.mode == Mode.TRACKING:
-                shown = np.asarray(item.host.image), images[slot]
-                panels.append(_panel(state, shown, dense, number, slot))
-            if not unread:
-                state, larger = _with_room(config, state, outputs[-1])
-                if larger:
-                    growth.append({"frame": number, **larger})
-            done = time.perf_counter()
-            timer.book("frame", done - waiting)
-            waiting = done
-            if number == 0:
-                first_done = done
-        read()
-    if state is not None and state.backlog is not None:
-        timer.waits = True
-        state, output = stepper.catch_up(prior, state, outputs[-1])
-        outputs[-1] = jax.device_get(output)
-    if state is None:
-        raise SourceError(f"{source.name}: the source has no frames")
-    end = time.perf_counter()
-    later = len(outputs) - 1
-    timing = {
-        "stages": timer.summary(),
-        "total_s": end - begin,
-        "first_frame_s": first_done - begin,
-        "fps_after_first_frame": later / (end - first_done) if later else float("nan"),
-        "growth": growth,
-        "time_every": time_every,
-    }
-    floating = next((int(o.graph_floating) for o in reversed(outputs) if o.graph_iterations), 0)
-    if floating:
-        notes.append(
-            f"{floating} keyframes share no matches with the rest of their part of the map; the "
-            "optimisation could not move them"
-        )
-    failed = [int(o.frame_index) for o in outputs if SolverStatus(int(o.graph_status)).failed]
-    if failed:
-        notes.append(
-            f"the keyframe poses could not be optimised {len(failed)} times, first at frame "
-            f"{failed[0]}; they were left as they were"
-        )
-    size = int(state.keyframes.size)
-    keyframes = jax.tree.map(lambda x: x[:size] if x.ndim else x, jax.device_get(state.keyframes))
-    known = np.stack(references)
-    return Reconstruction(
-        name=source.name,
-        config=config,
-        timestamps=np.asarray(timestamps, np.float64),
-        frames=jax.tree.map(lambda *x: np.stack(x), *outputs),
-        keyframes=keyframes,
-        images=np.stack(images) if images else np.zeros((0, *state.image_shape, 3), np.uint8),
-        reference_T_WC=known if np.isfinite(known).any() else None,
-        timing=timing,
-        notes=tuple(notes),
-        panels=tuple(panels),
-        K=None if state.K is None else np.asarray(state.K),
-        **_links(state),
-    )
+
+class _Saver:
+    """Writes checkpoints in the background, so seldom that they take a twentieth of the time."""
+
+    def __init__(
+        self, wanted: Checkpointing, prior: TwoViewPrior, config: SlamConfig, name: str
+    ) -> None:
+        self.wanted, self.prior, self.config, self.name = wanted, prior, config, name
+        self.checkpoints = open_checkpoints(pathlib.Path(wanted.folder) / CHECKPOINT)
+        self._last, self._pause = time.perf_counter(), wanted.seconds
+
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+        return time.perf_counter() - self._last >= self._pause
+
+    def save(self, state: SlamState, collected: Collected) -> None:
+        """Begin to write one, when the one before is complete."""
+        begin = time.perf_counter()
+        self.checkpoints.finish()
+        saved = pack(state, on_host(state), self.prior, self.config, self.name, collected)
+        saved.about.update(self.wanted.about)
+        self.checkpoints.save(saved.num_frames, saved.with_about())
+        self._last = time.perf_counter()
+        if self.wanted.seconds:
+            self._pause = max(self.wanted.seconds, 20 * (self._last - begin))
+
+    def close(self) -> None:
+        """Wait until the last one is complete."""
+        self.checkpoints.close()
+
+
+def _first_frame(source: Source, size: int) -> tuple[SourceFrame, Frame]:
+    """Read ahead of a run that goes on, which needs to know what frames are like."""
+    with contextlib.closing(prepare_frames(source, size)) as frames:
+        for first in frames:
+            return first
+    raise SourceError(f"{source.name}: the source has no frames")
+
+
+def _blank(
+    prior: TwoViewPrior, config: SlamConfig, raw: SourceFrame, frame: Frame, calibrated: bool
+) -> tuple[SlamState, np.ndarray | None]:
+    """The state before the first frame, and the intrinsics of a calibrated run."""
+    K = _constant_intrinsics(raw, frame, None) if calibrated else None
+    on_device = None if K is None else jnp.asarray(K)
+    return init_state(prior, _within_limit(config), frame, on_device), K
 
 
 def _links(state: SlamState) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Snapshot:
     """By slot, the keyframes that are new or have changed since the snapshot before."""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Something that looks on while the system runs, such as a viewer."""
 
@@ -68,25 +69,22 @@ class Observer(Protocol):
         ...
 
     def take(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Called after ``ready`` said yes; ``snapshot`` may be called later, in any thread, once.
+        """Called after ``ready`` said yes; ``snapshot`` is to be called once, later if need be and
+        in any thread, but in order.
 
         The contents are of this moment. Fetching them from the device is left to that call.
         """
         ...
 
 
-def positions_of(keyframe_poses: np.ndarray, relative_poses: np.ndarray) -> np.ndarray:
-    """Camera positions of frames, from their keyframes' poses and their own relative to these.
-
-    Args:
-        keyframe_poses: [P, 8], of each frame's keyframe in the world.
-        relative_poses: [P, 8], of each frame in its keyframe's camera.
-
-    Returns:
-        Positions float32 [P, 3] in the world.
-    """
-    w, u = keyframe_poses[:, :1], keyframe_poses[:, 1:4]
-    x = relative_poses[:, 4:7]
-    across = np.cross(u, x)
-    turned = x + 2 * (w * across + np.cross(u, across))
-    return (keyframe_poses[:, 4:7] + keyframe_poses[:, 7:] * turned).astype(np.float32)
+def compose_poses(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """``first @ second`` on the host, of poses float32 [..., 8] as rows of a snapshot."""
+    w1, u1, w2, u2 = first[..., :1], first[..., 1:4], second[..., :1], second[..., 1:4]
+    w = w1 * w2 - np.sum(u1 * u2, axis=-1, keepdims=True)
+    u = w1 * u2 + w2 * u1 + np.cross(u1, u2)
+    x = second[..., 4:7]
+    across = np.cross(u1, x)
+    turned = x + 2 * (w1 * across + np.cross(u1, across))
+    scale = first[..., 7:]
+    moved = first[..., 4:7] + scale * turned
+    return np.concatenate([w, u, moved, scale * second[..., 7:]], axis=-1, dtype=np.float32)

@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 
 import mast3r_jax
-from experiments.training.checkpoints import Checkpoints
 from experiments.training.config import TrainConfig, check_unchanged, read_config
 from experiments.training.leaves import named_arrays
 from experiments.training.metrics import CURVES, TABLE, TENSORBOARD, MetricLog, rows_until, table_of
@@ -19,6 +18,7 @@ from experiments.training.parts import export_parts, import_parts, read_manifest
 from experiments.training.step import Recipe, TrainState
 from mast3r_jax import CheckpointError
 from slam.io.atomic import atomic_write
+from slam.io.checkpoints import Checkpoints
 
 CONFIG, RECORD = "config.json", "train.json"
 CHECKPOINTS, PARTS, MODEL, PAIRS = "checkpoints", "parts", "model", "pairs.png"

@@ -110,8 +110,23 @@ class SlicedSource:
                 )
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        for index, frame in enumerate(_select(self.source, self.positions)):
-            yield dataclasses.replace(frame, index=index)
+        return frames_from(self, 0)
+
+    def select(self, positions: slice) -> Iterator[SourceFrame]:
+        """The frames at ``positions``."""
+        mine, step = self.positions, self.positions.step
+        stop = mine.stop
+        if positions.stop is not None:
+            end = mine.start + step * (positions.stop - 1) + 1 if positions.stop else mine.start
+            stop = end if stop is None else min(stop, end)
+        first = mine.start + step * (positions.start or 0)
+        return _select(self.source, slice(first, stop, step * (positions.step or 1)))
+
+
+def frames_from(source: Source, first: int) -> Iterator[SourceFrame]:
+    """The frames of a source from number ``first`` on, with the numbers they have in the whole."""
+    for index, frame in enumerate(_select(source, slice(first, None, 1)), start=first):
+        yield dataclasses.replace(frame, index=index)
 
 
 class CalibratedSource:

@@ -12,9 +12,10 @@ from slam.types import Frame
 
 
 def prepare_frames(
-    source: Iterable[SourceFrame], size: int = 512
+    source: Iterable[SourceFrame], size: int = 512, first_timestamp: float | None = None
 ) -> Iterator[tuple[SourceFrame, Frame]]:
-    """Every frame of a source as it came and as ``step`` takes it, with time from the first frame.
+    """Every frame of a source as it came and as ``step`` takes it, with time from the first frame,
+    or from ``first_timestamp`` where a run goes on that has begun before.
 
     All have the shape and the optional fields of the first. Raises ``SourceError`` at a frame that
     differs from the first in size or in the sensors it carries, and where ``prepare_frame`` does.
@@ -25,6 +26,8 @@ def prepare_frames(
             # Kept without its arrays: only the sizes and which sensors there are will be asked.
             first = dataclasses.replace(item, rgb=item.rgb[:0], depth=None)
             first_size, first_sensors = _size(item), _sensors(item)
+            if first_timestamp is None:
+                first_timestamp = item.timestamp
         elif _size(item) != first_size:
             raise SourceError(mixed_sizes(_named(item), _size(item), _named(first), first_size))
         elif _sensors(item) != first_sensors:
@@ -32,7 +35,8 @@ def prepare_frames(
                 f"{_named(item)}: carries {_listed(_sensors(item))} but {_named(first)} carries "
                 f"{_listed(first_sensors)}; a source marks unknown depth by 0 and poses by NaN"
             )
-        yield item, prepare_frame(item, size, first.timestamp)
+        assert first_timestamp is not None
+        yield item, prepare_frame(item, size, first_timestamp)
 
 
 def prepare_frame(source_frame: SourceFrame, size: int, first_timestamp: float) -> Frame:

@@ -15,13 +15,13 @@ import pytest
 import safetensors.numpy
 
 from experiments.training import metrics
-from experiments.training.checkpoints import Checkpoints
 from experiments.training.leaves import from_named_arrays, local_copy, named_arrays
 from experiments.training.parts import MANIFEST, export_parts, import_parts
 from experiments.training.run_folder import CHECKPOINTS, PARTS
 from experiments.training.step import new_state
 from experiments.training.trainer import Outcome, train
 from mast3r_jax import CheckpointError
+from slam.io.checkpoints import Checkpoints
 from tests.experiments.training import cheap, killed
 
 ROOT = pathlib.Path(__file__).parents[3]

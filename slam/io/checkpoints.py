@@ -1,4 +1,4 @@
-"""Checkpoints of a run: orbax, complete or absent, bit for bit."""
+"""Arrays of a run in the middle, by name: orbax, complete or absent, bit for bit."""
 
 import contextlib
 import hashlib
