@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from mast3r_jax import CheckpointError
 from slam.collected import Collected
 from slam.config import SlamConfig, config_from_dict
+from slam.io.atomic import atomic_write
 from slam.io.frames import SourceError
 from slam.keyframes import grow
 from slam.named_arrays import flatten, unflatten
@@ -34,6 +36,8 @@ FORMAT = 1
 """Version of the layout; a reader refuses others."""
 CHECKPOINT, MAP = "checkpoint", "map"
 """Folders within the results of a run: where an unfinished one goes on, and the finished map."""
+ABOUT = "about.json"
+"""What the first of them has beside the checkpoints."""
 _SLOTS = ("keyframes", "graph", "database")
 """Fields of the state whose arrays are buffers of slots; they are saved without the empty ones."""
 
@@ -50,7 +54,7 @@ class Checkpointing:
     resume: bool = False
     """Go on from the newest one in the folder, in place of starting anew."""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Anything to be kept with them."""
+    """Kept beside them, as ``about.json``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +83,13 @@ class Saved:
             checkpoints.finish()
 
     def with_about(self) -> dict[str, np.ndarray]:
-        """All of it as arrays."""
-        text = json.dumps(self.about).encode()
-        return {**self.arrays, "about": np.frombuffer(text, np.uint8)}
+        """All of it as arrays that can be stored: those without any element are told of."""
+        empty = {
+            name: [str(x.dtype), list(x.shape)] for name, x in self.arrays.items() if not x.size
+        }
+        text = json.dumps({**self.about, "empty": empty}).encode()
+        full = {name: x for name, x in self.arrays.items() if x.size}
+        return {**full, "about": np.frombuffer(text, np.uint8)}
 
     def collected(self) -> Collected:
         """What the run had brought."""
@@ -217,6 +225,8 @@ def read(folder: str | os.PathLike[str], part: str = CHECKPOINT) -> Saved:
                 raise SourceError(f"{where}: holds no complete checkpoint; run the source again")
             arrays = checkpoints.load(newest)
             about = json.loads(arrays.pop("about").tobytes())
+        for name, (dtype, shape) in about.pop("empty").items():
+            arrays[name] = np.zeros(shape, dtype)
     except (CheckpointError, KeyError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
@@ -227,6 +237,16 @@ def read(folder: str | os.PathLike[str], part: str = CHECKPOINT) -> Saved:
             f"{FORMAT}; run the source again"
         )
     return Saved(about, arrays, str(where))
+
+
+def start(wanted: Checkpointing) -> "Checkpoints":
+    """Where a run writes its checkpoints. Those of another run are removed, unless it goes on."""
+    folder = pathlib.Path(wanted.folder) / CHECKPOINT
+    if not wanted.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_write(folder / ABOUT) as file:
+            file.write(json.dumps(dict(wanted.about)).encode())
+    return opened(folder)
 
 
 def opened(folder: pathlib.Path) -> "Checkpoints":

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ops import SolverStatus
 from slam.archive import save_archive
+from slam.checkpoint import CHECKPOINT, MAP
 from slam.evaluation import AteResult
 from slam.io.atomic import atomic_write
 from slam.io.ply import write_ply
@@ -40,6 +41,8 @@ DESCRIPTIONS = {
     "submaps": "pieces not joined to the largest, each in its own world",
     "run.json": "record of the run: configuration, versions, times, errors",
     "reconstruction.npz": "everything, for slam.Reconstruction.load",
+    MAP: "the map as the system keeps it, for run --map",
+    CHECKPOINT: "where the unfinished run goes on, with run --resume",
 }
 """Every file or folder of the output folder, in the order it is presented."""
 
@@ -61,8 +64,10 @@ class OutputFiles:
         ]
 
 
-def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
+def check_folder(folder: pathlib.Path, overwrite: bool, unfinished: bool = False) -> None:
     """Refuse, before any work is done, an output folder that ``write_outputs`` would refuse.
+
+    With ``unfinished``, one that holds no more than the checkpoint of a run is taken.
 
     Raises:
         FileExistsError: it is a file, or has something in it that is not a run's, or is a run's and
@@ -75,7 +80,12 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
     foreign = [name for name in inside if name not in DESCRIPTIONS]
     if foreign:
         raise FileExistsError(f"{folder}: holds other files ({foreign[0]}); choose another folder")
-    if inside and not overwrite:
+    if inside == [CHECKPOINT] and not (overwrite or unfinished):
+        raise FileExistsError(
+            f"{folder}: holds an unfinished run; go on with `mast3r-slam run --resume {folder}`, "
+            "pass --overwrite, or choose another folder"
+        )
+    if inside not in ([], [CHECKPOINT]) and not overwrite:
         raise FileExistsError(
             f"{folder}: holds the results of a run; pass --overwrite (overwrite=True in "
             "Python), or choose another folder"
@@ -91,6 +101,7 @@ def write_outputs(
     *,
     min_confidence: float,
     overwrite: bool,
+    keep_map: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> OutputFiles:
     """Write all results of a run into ``folder``.
@@ -102,19 +113,22 @@ def write_outputs(
         folder: created, with its parents; may exist if it is empty or ``overwrite`` is set.
         min_confidence: points of the cloud are more confident than this.
         overwrite: replace the results of an earlier run.
+        keep_map: write the map too, if ``result`` has all of it, so that others can go on from it.
         about: further entries for ``run.json``, such as the prior used.
 
     Raises:
         FileExistsError: see ``check_folder``; a folder with files of other origin is never
             replaced.
     """
-    check_folder(folder, overwrite)
+    check_folder(folder, overwrite, unfinished=True)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:
         fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
         fresh.mkdir()
         notes = _write_all(result, fresh, min_confidence, about or {})
+        if keep_map and result.system is not None and result.num_keyframes:
+            result.system.write(fresh / MAP)
         if folder.exists():
             folder.rename(old)  # vanishes with the workshop
         try:
@@ -170,7 +184,7 @@ def _write_submap(
 
 def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> None:
     """All pictures; those from above of the largest submap, levelled by its whole trajectory."""
-    trajectory, keyframes = result.trajectory(), result.keyframe_trajectory()
+    trajectory, keyframes = result.trajectory(), result.keyframe_positions()
     placed, slots, pieces = result.placed_in(), result.slots_of(), len(result.submaps)
     title = f"{result.name}: largest of {pieces} pieces" if pieces > 1 else result.name
     numbers, reference = np.flatnonzero(placed), result.reference_T_WC
@@ -181,7 +195,7 @@ def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> No
         folder / "trajectory.png",
         positions,
         None if reference is None else reference[placed, :3, 3],
-        keyframes.positions @ to_level,
+        keyframes @ to_level,
         numbers=numbers,
         links=np.searchsorted(slots, result.links[here]),
         is_loop_link=result.is_loop_link[here],

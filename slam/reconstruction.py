@@ -173,8 +173,15 @@ class Reconstruction:
         return self._poses(self.placed_in(submap))
 
     def keyframe_trajectory(self, submap: int | None = None) -> Trajectory:
-        """Poses of the keyframes of one submap, in the order of ``slots_of``."""
+        """Poses of the frames of one submap that became keyframes, in order of time."""
         return self._poses(self.placed_in(submap) & self.is_keyframe)
+
+    def keyframe_positions(self, submap: int | None = None) -> np.ndarray:
+        """float32 [K, 3]: where the keyframes of one submap are, in the order of ``slots_of``.
+
+        Those of the map that the run began with are among them.
+        """
+        return np.asarray(self.keyframes.T_WC.wxyz_xyz_scale)[self.slots_of(submap), 4:7]
 
     def reference_trajectory(self) -> Trajectory | None:
         """Ground truth of the frames that have one; None if none has."""
@@ -339,6 +346,7 @@ class Reconstruction:
         *,
         min_confidence: float = 1.5,
         overwrite: bool = False,
+        keep_map: bool = True,
         about: Mapping[str, Any] | None = None,
     ) -> "OutputFiles":
         """Write trajectories, point cloud, pictures and a record of the run into ``folder``.
@@ -352,6 +360,7 @@ class Reconstruction:
             pathlib.Path(folder),
             min_confidence=min_confidence,
             overwrite=overwrite,
+            keep_map=keep_map,
             about=about,
         )
 

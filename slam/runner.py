@@ -4,10 +4,9 @@ import collections
 import contextlib
 import dataclasses
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,8 @@ import numpy as np
 from ops import SolverStatus
 from ops.edge_system import unpack_valid
 from slam.checkpoint import CHECKPOINT, MAP, Checkpointing, on_host, pack
-from slam.checkpoint import opened as open_checkpoints
 from slam.checkpoint import read as read_saved
+from slam.checkpoint import start as start_checkpoints
 from slam.collected import Collected
 from slam.config import SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
@@ -31,6 +30,9 @@ from slam.state import Mode, SlamState, StepOutput, init_state
 from slam.stepper import DenseResult, StageTimer, Stepper
 from slam.types import Frame, TwoViewPrior
 from slam.watching import Watch
+
+if TYPE_CHECKING:
+    from slam.io.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +275,7 @@ class _Saver:
         self, wanted: Checkpointing, prior: TwoViewPrior, config: SlamConfig, name: str
     ) -> None:
         self.wanted, self.prior, self.config, self.name = wanted, prior, config, name
-        self.checkpoints = open_checkpoints(pathlib.Path(wanted.folder) / CHECKPOINT)
+        self._checkpoints: Checkpoints | None = None
         self._last, self._pause = time.perf_counter(), wanted.seconds
 
     def due(self) -> bool:
@@ -283,17 +285,19 @@ class _Saver:
     def save(self, state: SlamState, collected: Collected) -> None:
         """Begin to write one, when the one before is complete."""
         begin = time.perf_counter()
-        self.checkpoints.finish()
+        if self._checkpoints is None:
+            self._checkpoints = start_checkpoints(self.wanted)
+        self._checkpoints.finish()
         saved = pack(state, on_host(state), self.prior, self.config, self.name, collected)
-        saved.about.update(self.wanted.about)
-        self.checkpoints.save(saved.num_frames, saved.with_about())
+        self._checkpoints.save(saved.num_frames, saved.with_about())
         self._last = time.perf_counter()
         if self.wanted.seconds:
             self._pause = max(self.wanted.seconds, 20 * (self._last - begin))
 
     def close(self) -> None:
         """Wait until the last one is complete."""
-        self.checkpoints.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
 
 
 def _first_frame(source: Source, size: int) -> tuple[SourceFrame, Frame]:

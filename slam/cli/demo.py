@@ -13,7 +13,7 @@ from slam.cli.prior import (
     require_weights,
     trained_size,
 )
-from slam.cli.session import run_and_report
+from slam.cli.session import Session, run_and_report
 from slam.config import SlamConfig
 from slam.io.frames import SourceError
 from slam.io.procedural import parse_procedural
@@ -55,8 +55,7 @@ class Demo:
             parse_procedural(uri),
             self.open_prior(),
             without_loop_closure(config) if self.no_loop_closure else config,
-            self.out,
-            overwrite=self.overwrite,
+            Session(self.out, self.overwrite),
             about={"source": uri},
         )
 

@@ -1,6 +1,7 @@
 """Entry point of ``mast3r-slam``: parses the command line, turns bad input into one sentence."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -18,6 +19,7 @@ from experiments.training.presets import PRESETS
 from mast3r_jax import CheckpointError, ConfigError
 from slam.cli.bench import Bench, spelled_out
 from slam.cli.demo import Demo
+from slam.cli.invocation import recall
 from slam.cli.run import BriefRun, Run, run_defaults
 from slam.cli.train import BriefTrain, Train, train_defaults
 from slam.io.frames import SourceError
@@ -65,10 +67,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--version"]:
         print(f"mast3r-slam {package_version('mast3r-slam-jax') or '(not installed)'}")
         return 0
-    brief = not {"-h", "--help"}.isdisjoint(arguments)
-    arguments = spelled_out(["--help" if a == "--help-all" else a for a in arguments])
     try:
+        return _execute(arguments)
+    except BAD_INPUT as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; no results were written", file=sys.stderr)
+        return 130
+
+
+def _execute(arguments: list[str]) -> int:
+    """Parse the command and carry it out."""
+    with contextlib.ExitStack() as stack:
+        unfinished = _asked(arguments, "--resume")
+        if unfinished is not None:
+            arguments, folder = _again(arguments, pathlib.Path(unfinished))
+            stack.enter_context(contextlib.chdir(folder))
+        brief = not {"-h", "--help"}.isdisjoint(arguments)
+        arguments = spelled_out(["--help" if a == "--help-all" else a for a in arguments])
         command = _parse(arguments, brief)
+        if isinstance(command, Run):
+            command = dataclasses.replace(command, arguments=tuple(arguments))
         if isinstance(command, Train):
             # Which settings its options start from is known when the others are.
             command = _parse(arguments, brief, command.base_config())
@@ -76,12 +96,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return weights_conversion.cli.run(command)
         _keep_compiled_programs()
         return command.execute()
-    except BAD_INPUT as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+
+
+def _again(arguments: list[str], unfinished: pathlib.Path) -> tuple[list[str], pathlib.Path]:
+    """The command line of an unfinished run, to go on with it, and the folder it was given in.
+
+    Raises:
+        SourceError: there is no such run, or other options were given.
+    """
+    resume = ["--resume", str(unfinished)]
+    others = [a for a in arguments[1:] if a not in (*resume, f"--resume={unfinished}")]
+    if others:
+        raise SourceError(
+            f"--resume {unfinished}: goes on with that run's own settings; leave out {others[0]}"
+        )
+    first, folder = recall(unfinished)
+    return [*first, "--resume", str(unfinished.absolute())], folder
 
 
 def _parse(arguments: Sequence[str], brief: bool, training: TrainConfig = PRESETS["small"]) -> Any:

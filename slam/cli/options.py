@@ -15,6 +15,11 @@ Folder = Annotated[
     tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: a new one under outputs/)"),
 ]
 """Where to write."""
+EarlierRun = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: none)"),
+]
+"""Results of another run."""
 File = Annotated[
     pathlib.Path | None,
     tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)"),

@@ -1,6 +1,7 @@
 """``mast3r-slam run SOURCE``: the system on the user's own images."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from ops import MatchConfig
 from slam.cli.options import (
     Count,
     DepthScale,
+    EarlierRun,
     File,
     Flag,
     Folder,
@@ -30,7 +32,7 @@ from slam.cli.prior import (
     trained_size,
     weights_folder,
 )
-from slam.cli.session import run_and_report
+from slam.cli.session import Session, run_and_report
 from slam.config import (
     GraphConfig,
     RelocalizationConfig,
@@ -60,6 +62,15 @@ class Run:
     """Folder for the results."""
     overwrite: Flag = False
     """Replace the results of an earlier run in --out."""
+    resume: EarlierRun = None
+    """Go on with the unfinished run in this folder, with its own settings: no other option, and no
+    SOURCE, is given."""
+    map: EarlierRun = None
+    """Begin with the map of the run in this folder: the camera looks for its place in it."""
+    no_map: Flag = False
+    """Do not write the map that later runs could begin with; it is the largest of the results."""
+    checkpoint_seconds: float = 60.0
+    """A killed run loses at most about so much; 0: checkpoints after every frame."""
     start: int = 0
     """First frame to use."""
     stride: int = 1
@@ -86,13 +97,19 @@ class Run:
     """With --prior rendered: what it gets wrong."""
     config: SlamConfig = dataclasses.field(default_factory=SlamConfig)
     """Parameters of the system."""
+    arguments: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The command line that this is, for going on with the run."""
 
     def execute(self) -> int:
         """Run; returns the exit status."""
         calibrated = self.calibrated or self.calib is not None
         if self.chosen != RENDERED:
             require_weights(self.chosen)
-        if self.out is not None:
+        if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds >= 0):
+            raise SourceError(
+                f"--checkpoint-seconds {self.checkpoint_seconds:g}: must be 0 or more"
+            )
+        if self.out is not None and self.resume is None:
             check_folder(self.out, self.overwrite)
         source = open_source(
             self.source,
@@ -109,12 +126,23 @@ class Run:
             source,
             self.open_prior(source),
             without_loop_closure(self.config) if self.no_loop_closure else self.config,
-            self.out,
+            self.session(),
             calibrated=calibrated,
-            overwrite=self.overwrite,
             min_confidence=self.min_confidence,
             about=self.choices(),
             hints=self.hints(source),
+        )
+
+    def session(self) -> Session:
+        """What is kept of the run, and where."""
+        return Session(
+            out=self.out if self.resume is None else self.resume,
+            overwrite=self.overwrite,
+            resume=self.resume is not None,
+            map=self.map,
+            keep_map=not self.no_map,
+            checkpoint_seconds=self.checkpoint_seconds,
+            arguments=self.arguments,
         )
 
     @property
@@ -166,7 +194,15 @@ class Run:
     def choices(self) -> dict[str, Any]:
         """What was asked for, for the record of the run."""
         chosen = dataclasses.asdict(self)
-        for told_elsewhere in ("config", "out", "overwrite", "prior", "noise"):
+        for told_elsewhere in (
+            "config",
+            "out",
+            "overwrite",
+            "resume",
+            "arguments",
+            "prior",
+            "noise",
+        ):
             del chosen[told_elsewhere]
         return {
             name: str(value) if isinstance(value, pathlib.Path) else value

@@ -1,8 +1,11 @@
 """What ``demo`` and ``run`` share: progress, output folder, and the report at the end."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from slam import runner
+from slam.checkpoint import Checkpointing
+from slam.cli import invocation
 from slam.cli.prior import ChosenPrior
 from slam.config import SlamConfig
 from slam.io.frames import Source
 from slam.outputs import OutputFiles, check_folder
 from slam.reconstruction import Reconstruction
+from slam.snapshot import Observer
 
 _STAGES = {
     "source": "waiting for images",
@@ -45,54 +51,103 @@ NOT_STARTED = (
 """What to look into when there was not even a first keyframe."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """How a run is watched, kept, and gone on with."""
+
+    out: pathlib.Path | None = None
+    """Folder for the results; see ``choose_folder``."""
+    overwrite: bool = False
+    """Replace the results of an earlier run."""
+    resume: bool = False
+    """Go on with the unfinished run in ``out``."""
+    map: pathlib.Path | None = None
+    """Results of the run whose map is begun with."""
+    keep_map: bool = True
+    """Write the map for later runs."""
+    checkpoint_seconds: float | None = None
+    """Seconds between checkpoints; None: there are none."""
+    arguments: tuple[str, ...] = ()
+    """The command line, kept with the checkpoints."""
+    observer: Observer | None = None
+    """A viewer."""
+
+
 def run_and_report(
     source: Source,
     chosen: ChosenPrior,
     config: SlamConfig,
-    out: pathlib.Path | None,
+    session: Session,
     *,
     calibrated: bool = False,
-    overwrite: bool = False,
     min_confidence: float = 1.5,
     about: Mapping[str, Any],
     hints: Sequence[str] = (),
 ) -> int:
     """Run, write every output into one folder, print what happened and where it is.
 
+    Interrupted once, a run of a live source ends and is written; any other is left where it can be
+    gone on with.
+
     Args:
         source: images.
         chosen: two-view prior, what to call it, and what to say when the run got lost at once.
         config: of the system.
-        out: folder for the results; see ``choose_folder``.
+        session: what is kept of the run, and where.
         calibrated: track with the intrinsics.
-        overwrite: replace the results of an earlier run.
         min_confidence: points of the map are more confident than this.
         about: further entries for ``run.json``; the prior has one already.
         hints: lines to print at the start, such as how the input was understood.
 
     Returns:
-        0, or 1 when no frame beyond the first could be placed.
+        0; 1 when no frame beyond the first could be placed; 130 when it was interrupted.
     """
     console = Console(highlight=False)
-    folder = choose_folder(out, source.name, overwrite)
+    if session.resume:
+        assert session.out is not None
+        folder = session.out
+    else:
+        folder = choose_folder(session.out, source.name, session.overwrite)
     say(console, f"{source.name}: {source.num_frames or 'unknown number of'} frames")
     say(console, f"prior: {chosen.name}")
     for hint in hints:
         say(console, hint)
-    with progress_display(console) as on_progress:
+    checkpoint = None
+    if session.checkpoint_seconds is not None:
+        checkpoint = Checkpointing(
+            folder,
+            session.checkpoint_seconds,
+            session.resume,
+            invocation.record(session.arguments),
+        )
+    live = getattr(source, "live", False)
+    stopping = live or checkpoint is not None
+    with progress_display(console) as on_progress, _first_interrupt(stopping) as interrupted:
         result = runner.run(
             source,
             chosen.prior,
             config,
             calibrated=calibrated,
             on_progress=on_progress,
+            observer=session.observer,
+            checkpoint=checkpoint,
+            map=session.map,
+            stop=interrupted.is_set,
             num_panels=3,
         )
+    if interrupted.is_set() and not live:
+        say(console, f"interrupted after frame {result.num_frames - 1}; to go on:")
+        say(console, f"  mast3r-slam run --resume {folder}")
+        return 130
     begin = time.perf_counter()
     with console.status("writing results"):
         record = {**about, "prior": chosen.about}
         files = result.save(
-            folder, min_confidence=min_confidence, overwrite=overwrite, about=record
+            folder,
+            min_confidence=min_confidence,
+            overwrite=session.overwrite or session.resume,
+            keep_map=session.keep_map,
+            about=record,
         )
     seconds = time.perf_counter() - begin
     done = result.succeeded
@@ -100,6 +155,26 @@ def run_and_report(
     print_report(console, result, advice=None if done else advice)
     print_files(console, OutputFiles(folder, files.notes), seconds)
     return 0 if done else 1
+
+
+@contextlib.contextmanager
+def _first_interrupt(wanted: bool) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, if that is ``wanted``; the second one interrupts."""
+    event = threading.Event()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, stack: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def choose_folder(out: pathlib.Path | None, name: str, overwrite: bool) -> pathlib.Path:
@@ -134,12 +209,15 @@ def progress_display(console: Console) -> Iterator[Callable[[runner.Progress], N
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None, fps="compiling", mode="", keyframes="")
-        clock: dict[str, float] = {}
+        begun: list[tuple[float, int]] = []
 
         def on_progress(progress: runner.Progress) -> None:
             now = time.perf_counter()
-            began = clock.setdefault("first", now)
-            fps = f"{progress.frame / (now - began):5.1f} fps" if progress.frame else "compiled"
+            if not begun:
+                begun.append((now, progress.frame))
+            began, first = begun[0]
+            since = progress.frame - first  # a run that goes on does not begin at 0
+            fps = f"{since / (now - began):5.1f} fps" if since else "compiled"
             bar.update(
                 task,
                 total=progress.total,

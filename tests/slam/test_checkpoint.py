@@ -183,7 +183,7 @@ def test_an_observer_sees_the_map_grow_and_disturbs_nothing():
 
 
 def test_copies_do_not_follow_the_state():
-    """What is kept must survive the step that consumes the state, and on a CPU reuses its memory."""
+    """What is kept survives the step that consumes the state and, on a CPU, reuses its memory."""
     _, frame = next(iter(prepare_frames(rim.source(1), 128)))
     state = init_state(rim.EXACT, rim.CONFIG, frame)
     host = on_host(state)

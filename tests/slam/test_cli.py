@@ -1,9 +1,12 @@
 """The command line: help a newcomer can follow, one sentence for bad input, and whole runs."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -209,7 +212,7 @@ def asked(monkeypatch):
 
     def ask(*arguments) -> Run:
         assert call("run", "walk.mp4", "--prior", "rendered", *arguments) == 0
-        return commands.pop()
+        return dataclasses.replace(commands.pop(), arguments=())
 
     return ask
 
@@ -371,7 +374,7 @@ def test_a_run_that_got_lost_at_once_says_where_to_look(capsys, lost):
         rim.Frames(frames),
         ChosenPrior(rim.EXACT, "exact", {}, "next: look"),
         rim.CONFIG,
-        None,
+        session.Session(),
         about={},
     )
     said = capsys.readouterr().out
@@ -427,6 +430,72 @@ def test_run_and_run_again(capsys):
     assert call(*arguments, "--out", out, "--overwrite") == 0
     assert (out / "map.ply").read_bytes().startswith(b"ply\n")
     assert f"Results in {out}/" in capsys.readouterr().out
+
+
+KILLED = """
+import sys
+from slam.cli import main
+from slam.io.procedural import ProceduralSource
+from slam import runner
+step, count = runner._Saver.save, 0
+def save(self, state, collected):
+    step(self, state, collected)
+    if len(collected.outputs) == 3:
+        self._checkpoints.finish()
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+runner._Saver.save = save
+main(sys.argv[1:])
+"""
+"""A process that is killed right after the checkpoint of its third frame."""
+
+
+def test_kill_minus_nine_and_resume(capsys):
+    options = ("--prior", "rendered", *NO_NOISE, *SMALL, "--stride", "3", "--max-frames", "4")
+    command = (*("run", rim.URI), *options, "--out", "out", "--checkpoint-seconds", "0")
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert [path.name for path in pathlib.Path("out").iterdir()] == ["checkpoint"]
+    refused(capsys, *command, words=["out: holds an unfinished run", "run --resume out"])
+    refused(capsys, *command, "--resume", "out", words=["leave out procedural:"])
+    there = pathlib.Path("elsewhere")
+    there.mkdir()
+    with contextlib.chdir(there):
+        assert call("run", "--resume", "../out") == 0
+    assert list(there.iterdir()) == []
+    result = Reconstruction.load("out")
+    expected = rim.result()
+    np.testing.assert_array_equal(result.trajectory().T_WC, expected.trajectory().T_WC[:4])
+    assert json.loads(pathlib.Path("out/run.json").read_text())["timing"]["resumed_at_frame"] == 3
+    capsys.readouterr()
+    refused(capsys, "run", "--resume", "out", words=["out: this run has finished"])
+    refused(capsys, "run", "--resume", "nowhere", words=["nowhere: no such folder"])
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_gone_on_with(capsys, monkeypatch):
+    def interrupted(frames):
+        for number, frame in enumerate(frames):
+            if number == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield frame
+
+    class Source(rim.Frames):
+        def __iter__(self):
+            return interrupted(self.frames)
+
+    chosen = ChosenPrior(rim.EXACT, "exact", {}, "next: look")
+    wanted = session.Session(pathlib.Path("out"), checkpoint_seconds=60.0, arguments=("run", "x"))
+    source = Source(rim.source().frames)
+    assert session.run_and_report(source, chosen, rim.CONFIG, wanted, about={}) == 130
+    said = capsys.readouterr().out
+    assert "to go on:" in said and "mast3r-slam run --resume out" in said
+    assert [path.name for path in pathlib.Path("out").iterdir()] == ["checkpoint"]
+    # Of a camera, what there is is all there will be.
+    source.live = True
+    wanted = dataclasses.replace(wanted, overwrite=True)
+    assert session.run_and_report(source, chosen, rim.CONFIG, wanted, about={}) == 0
+    result = Reconstruction.load("out")
+    assert 1 <= result.num_frames < len(source.frames) and result.tracked.all()
 
 
 @pytest.fixture(scope="module")

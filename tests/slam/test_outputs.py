@@ -29,6 +29,7 @@ FILES = {
     "panels",
     "run.json",
     "reconstruction.npz",
+    "map",
 }
 
 
@@ -59,9 +60,11 @@ def test_every_promised_file_is_there_and_described(folder):
     assert {path.name for path in folder.iterdir()} == FILES
     described = outputs.OutputFiles(folder).described()
     # The walk is in one piece; test_reconstruction.py has more of them.
-    promised = [name for name in outputs.DESCRIPTIONS if name != "submaps"]
+    promised = [name for name in outputs.DESCRIPTIONS if name not in ("submaps", "checkpoint")]
     assert [name.rstrip("/") for name, _ in described] == promised
-    assert [name for name, _ in described if name.endswith("/")] == ["keyframes/", "panels/"]
+    assert [name for name, _ in described if name.endswith("/")] == [
+        *("keyframes/", "panels/", "map/")
+    ]
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
 
@@ -187,7 +190,7 @@ def test_a_reconstruction_reads_back(folder):
 
 def test_what_is_read_back_can_be_saved(folder, tmp_path):
     Reconstruction.load(folder).save(tmp_path / "again")
-    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES - {"panels"}
+    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES - {"panels", "map"}
     for name in ("trajectory.txt", "keyframes.txt", "groundtruth.txt", "map.ply", "map.png"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
