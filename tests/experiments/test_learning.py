@@ -74,7 +74,14 @@ def test_confidences_are_turned_round_and_raised(clip):
     np.testing.assert_allclose(noise.tracking.sigmas, [rays.sigma_ray, rays.sigma_dist], rtol=1e-6)
 
 
-def test_learning_noise_and_learning_a_network(clip, tmp_path, capsys):
+@pytest.fixture
+def standard_promotion():
+    """Optax mixes integers and numbers; all of a test, for compiled programs depend on it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_learning_noise_and_learning_a_network(clip, standard_promotion, tmp_path, capsys):
     """In one test, for both compile the same clip."""
     made, _, config = clip
     wrong, start = learn_noise.upside_down(made), learn_noise.defaults(config)
@@ -101,8 +108,7 @@ def test_learning_noise_and_learning_a_network(clip, tmp_path, capsys):
     assert float(value) == pytest.approx(error(0.0), rel=1e-4)
     assert float(along) == pytest.approx((error(0.05) - error(-0.05)) / 0.1, rel=0.05)
 
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and numbers
-        status = learn_noise.LearnNoise(out=tmp_path, quick=True).execute()
+    status = learn_noise.LearnNoise(out=tmp_path, quick=True).execute()
     numbers = json.loads((tmp_path / "learn_noise.json").read_text())
     (lesson,) = numbers["runs"]
     assert len(lesson["training_cm"]) == 5 and np.isfinite(lesson["training_cm"]).all()
@@ -111,8 +117,7 @@ def test_learning_noise_and_learning_a_network(clip, tmp_path, capsys):
     assert status == int(not unseen["both"]["mean"] < unseen["defaults"]["mean"])
     assert (tmp_path / "learn_noise.png").read_bytes().startswith(b"\x89PNG")
 
-    with jax.numpy_dtype_promotion("standard"):
-        assert finetune_end_to_end.Finetune(out=tmp_path, quick=True).execute() == 0
+    assert finetune_end_to_end.Finetune(out=tmp_path, quick=True).execute() == 0
     numbers = json.loads((tmp_path / "finetune.json").read_text())
     lessons = {lesson["method"]: lesson for lesson in numbers["lessons"]}
     assert list(lessons) == list(finetune_end_to_end.METHODS)
