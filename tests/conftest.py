@@ -25,6 +25,28 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+SLOWEST = (
+    *("test_pipeline", "test_implicit", "test_clip", "test_forms_of_step", "test_learning"),
+    *("test_cli", "test_pose_graph", "test_trace", "test_stages", "test_runner", "test_priors"),
+)
+"""Files that take longest. They come first, so that no worker has a long one left at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files to each worker: their tests share fixtures and traced programs, which are most of
+    the time, and which a test on the other worker would make again."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture
 def golden():
     """Loader of golden vectors: ``golden("slam/track_small_rays")`` -> dict of numpy arrays."""

@@ -106,8 +106,7 @@ class Train:
         for name, value in (("minutes", self.minutes), ("steps", self.steps)):
             if value is not None and value <= 0:
                 raise SourceError(f"--{name} {value:g}: must be above 0")
-        # Processor time so far: about how long ago this process was started.
-        began = time.monotonic() - time.process_time()
+        began = time.monotonic()
         join(self.coordinator, self.processes, self.process_id)
         # Its libraries take longer to import than other commands take to refuse bad input.
         from experiments.training.trainer import train

@@ -14,6 +14,7 @@ from slam.io.frames import SourceFrame
 from slam.io.open_source import open_source
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.reconstruction import Reconstruction
+from slam.stepper import Stepper
 
 URI = "procedural:room?seed=3&frames=40&size=128x96"
 STRIDE = 3
@@ -60,6 +61,12 @@ _told: list[runner.Progress] = []
 
 
 @functools.cache
+def stepper(config: SlamConfig = CONFIG) -> Stepper:
+    """One for all tests, for its programs are compiled once for each."""
+    return Stepper(config)
+
+
+@functools.cache
 def result() -> Reconstruction:
     """The whole walk, reconstructed from exact geometry."""
-    return runner.run(source(), EXACT, CONFIG, on_progress=_told.append, num_panels=3)
+    return runner.run(source(), EXACT, stepper=stepper(), on_progress=_told.append, num_panels=3)

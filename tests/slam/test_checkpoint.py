@@ -1,7 +1,6 @@
 """Runs that are killed and gone on with, and maps that a later camera finds its place in."""
 
 import dataclasses
-import functools
 import re
 import shutil
 
@@ -17,7 +16,6 @@ from slam.io.preparation import prepare_frames
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.reconstruction import Reconstruction
 from slam.state import init_state
-from slam.stepper import Stepper
 from tests.slam import rim
 
 
@@ -37,11 +35,6 @@ class Dying(rim.Frames):
         raise Killed
 
 
-@functools.cache
-def stepper() -> Stepper:
-    return Stepper(rim.CONFIG)
-
-
 def assert_same(one: Reconstruction, other: Reconstruction) -> None:
     """Bit for bit, everything but the times."""
     for name in ("frames", "keyframes", "images", "links", "matches", "timestamps"):
@@ -54,18 +47,18 @@ def assert_same(one: Reconstruction, other: Reconstruction) -> None:
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, last):
     saving = Checkpointing(tmp_path, seconds=0.0)
     with pytest.raises(Killed):
-        runner.run(Dying(last), rim.EXACT, stepper=stepper(), checkpoint=saving)
+        runner.run(Dying(last), rim.EXACT, stepper=rim.stepper(), checkpoint=saving)
     assert read(tmp_path).num_frames == last
     saving = dataclasses.replace(saving, resume=True)
     told = []
     result = runner.run(
-        rim.source(), rim.EXACT, stepper=stepper(), checkpoint=saving, on_progress=told.append
+        rim.source(), rim.EXACT, stepper=rim.stepper(), checkpoint=saving, on_progress=told.append
     )
     assert [progress.frame for progress in told] == list(range(last, result.num_frames))
     assert result.timing["resumed_at_frame"] == last
     assert_same(result, rim.result())
     # Killed after the last frame, before the results were written.
-    again = runner.run(rim.source(), rim.EXACT, stepper=stepper(), checkpoint=saving)
+    again = runner.run(rim.source(), rim.EXACT, stepper=rim.stepper(), checkpoint=saving)
     assert_same(again, rim.result())
 
 
@@ -81,7 +74,7 @@ def mapped(tmp_path_factory):
 def test_a_new_camera_finds_its_place_in_an_old_map(mapped):
     old = rim.result()
     later = rim.Frames([dataclasses.replace(f, index=i) for i, f in enumerate(rim.walk()[4:9])])
-    result = runner.run(later, rim.EXACT, stepper=stepper(), map=mapped)
+    result = runner.run(later, rim.EXACT, stepper=rim.stepper(), map=mapped)
     assert result.tracked.all() and result.submaps == (0,)
     assert result.relocalized.tolist() == [True, False, False, False, False]
     # In the world of the old map, whose first keyframe was at the walk's first camera.
@@ -114,7 +107,7 @@ def smaller():
 )
 def test_a_map_that_does_not_fit_is_refused(mapped, source, prior, options, words):
     with pytest.raises(SourceError, match=re.escape(f"{mapped / MAP}: {words}")):
-        runner.run(source(), prior(), stepper=stepper(), map=mapped, **options)
+        runner.run(source(), prior(), stepper=rim.stepper(), map=mapped, **options)
 
 
 def test_folders_without_a_checkpoint_are_refused(tmp_path, mapped):
@@ -158,7 +151,7 @@ class Looking:
 
 def test_an_observer_sees_the_map_grow_and_disturbs_nothing():
     looking = Looking()
-    result = runner.run(rim.source(), rim.EXACT, stepper=stepper(), observer=looking)
+    result = runner.run(rim.source(), rim.EXACT, stepper=rim.stepper(), observer=looking)
     assert_same(result, rim.result())
     assert looking.asked == result.num_frames
     shots = [pending() for pending in looking.pending]

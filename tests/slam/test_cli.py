@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -453,7 +455,10 @@ main(sys.argv[1:])
 def test_kill_minus_nine_and_resume(capsys):
     options = ("--prior", "rendered", *NO_NOISE, *SMALL, "--stride", "3", "--max-frames", "4")
     command = (*("run", rim.URI), *options, "--out", "out", "--checkpoint-seconds", "0")
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True)
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command], capture_output=True, env=os.environ | cache
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert [path.name for path in pathlib.Path("out").iterdir()] == ["checkpoint"]
     refused(capsys, *command, words=["out: holds an unfinished run", "run --resume out"])

@@ -278,7 +278,7 @@ def test_only_results_are_ever_replaced(tmp_path, monkeypatch):
 def test_a_run_that_never_started_is_saved_too(tmp_path):
     """A covered lens from beginning to end: no pose, no keyframe, no point, and no crash."""
     source = rim.Frames([rim.covered(frame) for frame in rim.walk()[:3]])
-    result = runner.run(source, rim.EXACT, rim.CONFIG, num_panels=2)
+    result = runner.run(source, rim.EXACT, stepper=rim.stepper(), num_panels=2)
     assert result.verdict().startswith("NOT STARTED: none of 3 frames")
     result.save(tmp_path / "run")
     told = record(tmp_path / "run")

@@ -13,21 +13,18 @@ from ops import Sim3, SolverStatus
 from ops.records import Record, record
 from slam.config import RelocalizationConfig, SlamConfig
 from slam.keyframes import grow
-from slam.pipeline import step
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from slam.state import Mode, init_state
 from slam.stepper import Stepper
-from tests.slam import scenes
+from tests.slam import rim, scenes
 
-CONFIG = SlamConfig(keyframe_capacity=4)
+CONFIG = rim.CONFIG
 EXACT = RenderedGeometryPrior(GeometryNoise.none())
-ROOMY = SlamConfig(keyframe_capacity=16, edge_capacity=64)
-NOISY = RenderedGeometryPrior(GeometryNoise())
 
 
 @pytest.fixture(scope="module")
 def stepper():
-    return Stepper(CONFIG)
+    return rim.stepper()
 
 
 def start(prior=EXACT, config=CONFIG, K=None):
@@ -364,58 +361,6 @@ def test_the_callers_intrinsics_survive(stepper):
     K = jnp.asarray(scenes.K, jnp.float32)
     stepper(EXACT, start(K=K), scenes.frame(0, np.eye(4)))
     assert not K.is_deleted()
-
-
-def stack(items):
-    return jax.tree.map(lambda *x: jnp.stack(x), *items)
-
-
-def over_clip(state, clip):
-    return jax.lax.scan(lambda s, f: step(NOISY, ROOMY, s, f), state, clip)
-
-
-def test_a_clip_as_one_program_is_the_runner_bit_for_bit():
-    """64 frames: round a corner, back, covered for a while, recognised, and on."""
-    yaws = np.concatenate([0.06 * np.arange(32), 0.06 * np.arange(32)[::-1]])
-    poses = [scenes.pose(yaw, (0.02 * i, 0.0, 0.01 * i)) for i, yaw in enumerate(yaws)]
-    frames = [scenes.frame(i, T, bright=i not in (60, 61)) for i, T in enumerate(poses)]
-    state, outputs = drive(Stepper(ROOMY), NOISY, start(NOISY, ROOMY), frames)
-    modes = [int(output.mode) for output in outputs]
-    assert modes.count(Mode.LOST) >= 2 and sum(int(o.new_links) for o in outputs) > 5
-    together = jax.jit(over_clip, donate_argnums=0)(start(NOISY, ROOMY), stack(frames))
-    assert_same_bits(together, (state, stack(outputs)))
-
-
-def test_a_batch_of_clips_gives_what_each_gives():
-    walks = [
-        scenes.walk(8, yaw=yaw, stride=stride)
-        for yaw, stride in ((0.15, 0.03), (-0.1, 0.05), (0.02, 0.06), (-0.2, 0.0))
-    ]
-    clips = [
-        [scenes.frame(i, T, bright=(k, i) != (1, 2)) for i, T in enumerate(walk)]
-        for k, walk in enumerate(walks)
-    ]
-    stepper = Stepper(ROOMY)
-    alone = [drive(stepper, NOISY, start(NOISY, ROOMY), clip) for clip in clips]
-    states, outputs = jax.jit(jax.vmap(over_clip))(
-        stack([start(NOISY, ROOMY)] * 4), stack([stack(clip) for clip in clips])
-    )
-    for k, (state, reports) in enumerate(alone):
-        for name in ("mode", "keyframe", "is_keyframe", "relocalized", "new_links", "graph_status"):
-            together = np.asarray(getattr(outputs, name))[k]
-            np.testing.assert_array_equal(together, [getattr(o, name) for o in reports], name)
-        # One batched program or eleven: the compiler fuses, and so rounds, differently.
-        np.testing.assert_allclose(
-            np.asarray(outputs.T_kf.wxyz_xyz_scale)[k],
-            [o.T_kf.wxyz_xyz_scale for o in reports],
-            atol=2e-5,
-        )
-        np.testing.assert_allclose(
-            np.asarray(states.keyframes.T_WC.wxyz_xyz_scale)[k],
-            state.keyframes.T_WC.wxyz_xyz_scale,
-            atol=5e-5,
-        )
-    assert Mode.LOST in np.asarray(outputs.mode)[1] and np.asarray(outputs.new_links).any()
 
 
 def test_full_buffers_are_reported_and_growing_loses_nothing(stepper):

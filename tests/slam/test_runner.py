@@ -93,7 +93,12 @@ def test_overlapping_changes_nothing_but_the_times():
     """Frames whose stages are not waited for: same numbers, same order of what is told."""
     told = []
     result = runner.run(
-        rim.source(), rim.EXACT, rim.CONFIG, on_progress=told.append, num_panels=3, time_every=5
+        rim.source(),
+        rim.EXACT,
+        stepper=rim.stepper(),
+        on_progress=told.append,
+        num_panels=3,
+        time_every=5,
     )
     assert told == rim.progress()
     jax.tree.map(np.testing.assert_array_equal, result.frames, rim.result().frames)
@@ -157,7 +162,7 @@ def test_a_source_that_fails_ahead_of_its_turn_fails_after_the_frames_before_it(
         runner.run(
             Failing(list(rim.walk()[:3])),
             rim.EXACT,
-            rim.CONFIG,
+            stepper=rim.stepper(),
             on_progress=lambda p: told.append(p.frame),
             time_every=100,
         )
@@ -193,7 +198,7 @@ def test_panels_show_a_frame_and_what_it_was_tracked_against():
 def test_panels_of_a_source_of_unknown_length():
     source = rim.source(10)
     source.num_frames = None
-    result = runner.run(source, rim.EXACT, rim.CONFIG, num_panels=3)
+    result = runner.run(source, rim.EXACT, stepper=rim.stepper(), num_panels=3)
     assert [p.frame_index for p in result.panels] == [8]
 
 
@@ -224,7 +229,7 @@ def test_the_limit_of_keyframes_is_kept_and_told():
 
 
 def test_calibrated():
-    result = runner.run(rim.source(6), rim.EXACT, rim.CONFIG, calibrated=True)
+    result = runner.run(rim.source(6), rim.EXACT, stepper=rim.stepper(), calibrated=True)
     assert result.tracked.all()
     frames = rim.walk()[:6]
     truth = relative(np.stack([f.T_WC for f in frames]))
@@ -236,7 +241,7 @@ def test_calibrated():
 def test_lost_frames_have_no_pose_and_are_told():
     frames = list(rim.walk()[:5])
     frames[2] = rim.covered(frames[2])
-    result = runner.run(rim.Frames(frames), rim.EXACT, rim.CONFIG)
+    result = runner.run(rim.Frames(frames), rim.EXACT, stepper=rim.stepper())
     assert result.tracked.tolist() == [True, True, False, True, True]
     np.testing.assert_array_equal(
         result.trajectory().timestamps, [frames[i].timestamp for i in (0, 1, 3, 4)]
@@ -248,7 +253,7 @@ def test_lost_frames_have_no_pose_and_are_told():
 def test_reference_poses_may_be_missing():
     frames = list(rim.walk()[:4])
     frames[1] = dataclasses.replace(frames[1], T_WC=np.full((4, 4), np.nan))
-    result = runner.run(rim.Frames(frames), rim.EXACT, rim.CONFIG)
+    result = runner.run(rim.Frames(frames), rim.EXACT, stepper=rim.stepper())
     reference = result.reference_trajectory()
     assert reference is not None
     np.testing.assert_array_equal(reference.T_WC, [frames[i].T_WC for i in (0, 2, 3)])
@@ -282,6 +287,6 @@ def zoomed(frame):
 def test_unusable_sources(frames, calibrated, words):
     source = rim.Frames(frames(rim.walk()), name="empty")
     with pytest.raises(SourceError) as caught:
-        runner.run(source, rim.EXACT, rim.CONFIG, calibrated=calibrated)
+        runner.run(source, rim.EXACT, stepper=rim.stepper(), calibrated=calibrated)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]

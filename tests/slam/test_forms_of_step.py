@@ -1,4 +1,4 @@
-"""Work on the graph spread over frames: the same links in the end, one piece at a time."""
+"""The forms a step comes in: stage by stage, as one program, in batches, with its work spread."""
 
 import dataclasses
 import functools
@@ -10,11 +10,11 @@ import pytest
 
 from slam import Mode, init_state, run_clip, runner
 from slam.config import GraphConfig, SlamConfig
+from slam.pipeline import step
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
-from slam.stepper import Stepper
 from tests.slam import rim, scenes
 
-AT_ONCE = SlamConfig(keyframe_capacity=16, edge_capacity=64)
+AT_ONCE = SlamConfig(size=128, keyframe_capacity=16, edge_capacity=64)
 SPREAD = dataclasses.replace(AT_ONCE, graph=GraphConfig(spread=True))
 NOISY = RenderedGeometryPrior(GeometryNoise())
 
@@ -30,14 +30,72 @@ def frames():
 @functools.cache
 def drive(config):
     """The runner's stepper over all frames: state and reports, before and after catching up."""
-    stepper, state = Stepper(config), init_state(NOISY, config, frames()[0])
-    outputs = []
-    for frame in frames():
-        state, output, _ = stepper(NOISY, state, frame)
-        outputs.append(jax.device_get(output))
+    stepper = rim.stepper(config)
+    state, outputs = through(stepper, frames())
     copy = jax.tree.map(jnp.array, state)
     done, last = stepper.catch_up(NOISY, copy, outputs[-1])
     return state, outputs, done, jax.device_get(last)
+
+
+def start(config):
+    return init_state(NOISY, config, frames()[0])
+
+
+def through(stepper, clip):
+    """The runner's stepper over a clip from its start."""
+    state, outputs = start(stepper.config), []
+    for frame in clip:
+        state, output, _ = stepper(NOISY, state, frame)
+        outputs.append(jax.device_get(output))
+    return state, outputs
+
+
+def stack(items):
+    return jax.tree.map(lambda *x: jnp.stack(x), *items)
+
+
+def over_clip(state, clip):
+    return jax.lax.scan(lambda s, f: step(NOISY, AT_ONCE, s, f), state, clip)
+
+
+def test_a_clip_as_one_program_is_the_runner_bit_for_bit():
+    state, outputs, _, _ = drive(AT_ONCE)
+    modes = [int(output.mode) for output in outputs]
+    assert modes.count(Mode.LOST) >= 2 and sum(int(o.new_links) for o in outputs) > 5
+    together = jax.jit(over_clip, donate_argnums=0)(start(AT_ONCE), stack(frames()))
+    for x, y in zip(*map(jax.tree.leaves, (together, (state, stack(outputs)))), strict=True):
+        assert np.array(x).tobytes() == np.array(y).tobytes()
+
+
+def test_a_batch_of_clips_gives_what_each_gives():
+    walks = [
+        scenes.walk(8, yaw=yaw, stride=stride)
+        for yaw, stride in ((0.15, 0.03), (-0.1, 0.05), (0.02, 0.06), (-0.2, 0.0))
+    ]
+    clips = [
+        [scenes.frame(i, T, bright=(k, i) != (1, 2)) for i, T in enumerate(walk)]
+        for k, walk in enumerate(walks)
+    ]
+    alone = [through(rim.stepper(AT_ONCE), clip) for clip in clips]
+    states, outputs = jax.jit(jax.vmap(over_clip))(
+        stack([start(AT_ONCE)] * 4), stack([stack(clip) for clip in clips])
+    )
+    for k, (state, reports) in enumerate(alone):
+        for name in ("mode", "keyframe", "is_keyframe", "relocalized", "new_links", "graph_status"):
+            together = np.asarray(getattr(outputs, name))[k]
+            np.testing.assert_array_equal(together, [getattr(o, name) for o in reports], name)
+        # One batched program or eleven: the compiler fuses, and so rounds, differently.
+        np.testing.assert_allclose(
+            np.asarray(outputs.T_kf.wxyz_xyz_scale)[k],
+            [o.T_kf.wxyz_xyz_scale for o in reports],
+            atol=2e-5,
+        )
+        np.testing.assert_allclose(
+            np.asarray(states.keyframes.T_WC.wxyz_xyz_scale)[k],
+            state.keyframes.T_WC.wxyz_xyz_scale,
+            atol=5e-5,
+        )
+    assert Mode.LOST in np.asarray(outputs.mode)[1] and np.asarray(outputs.new_links).any()
 
 
 def links(state):
@@ -89,8 +147,7 @@ def test_no_frame_does_more_than_one_piece():
 
 def test_a_run_ends_with_nothing_left_to_do():
     results = [
-        runner.run(rim.source(), NOISY, dataclasses.replace(config, size=128))
-        for config in (SPREAD, AT_ONCE)
+        runner.run(rim.source(), NOISY, stepper=rim.stepper(config)) for config in (SPREAD, AT_ONCE)
     ]
     ours, expected = (sorted(map(tuple, result.links)) for result in results)
     assert ours == expected and len(ours) >= 2
