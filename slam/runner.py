@@ -212,7 +212,7 @@ def run(
         timing=timing,
         notes=tuple(collected.notes),
         panels=tuple(panels),
-        K=None if host.K is None else host.K,
+        K=None if host.K is None else np.asarray(host.K),
         system=pack(state, host, prior, config, source.name, collected),
         **_links(state),
     )

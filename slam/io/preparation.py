@@ -1,7 +1,7 @@
 """From a source's frames to the working resolution, with whatever ground truth they carry."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from slam.types import Frame
 
 def prepare_frames(
     source: Iterable[SourceFrame], size: int = 512, first_timestamp: float | None = None
-) -> Iterator[tuple[SourceFrame, Frame]]:
+) -> Generator[tuple[SourceFrame, Frame], None, None]:
     """Every frame of a source as it came and as ``step`` takes it, with time from the first frame,
     or from ``first_timestamp`` where a run goes on that has begun before.
 
