@@ -75,7 +75,7 @@ def keyframe_sheet(
     scales = np.asarray(result.keyframes.T_WC.wxyz_xyz_scale)[slots, 7]
     count = len(result.slots_of(submap))
     title = f"{_title(result, submap)}: {len(slots)} of {count} keyframes"
-    return plots.plot_keyframes(
+    return plots.plot_views(
         result.images[slots],
         [f"frame {int(result.keyframes.frame_index[slot])}" for slot in slots],
         depths * scales[:, None, None] if depth else None,

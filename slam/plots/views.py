@@ -1,4 +1,4 @@
-"""Pictures of single views: what the matcher saw of a frame, and the keyframes of a map."""
+"""Pictures of single views: what the matcher saw of a frame, and images beside their depth."""
 
 from collections.abc import Sequence
 
@@ -84,22 +84,24 @@ def plot_panels(
     return figure
 
 
-def plot_keyframes(
+def plot_views(
     images: UInt8[np.ndarray, "k h w 3"],
     names: Sequence[str],
     depths: Float[np.ndarray, "k h w"] | None = None,
     *,
     title: str = "",
     columns: int = 6,
+    unit: str = "map units",
 ) -> Picture:
-    """Keyframes in rows, each above its depth.
+    """Images in rows, each above its depth.
 
     Args:
-        images: the keyframes.
+        images: RGB.
         names: a heading for each.
-        depths: z of their pointmaps, all in the same colours; grey where not positive.
+        depths: z of their points, all in the same colours; grey where not positive.
         title: heading of the figure.
-        columns: how many keyframes to put side by side.
+        columns: how many to put side by side.
+        unit: unit of the depth.
     """
     count, (height, width) = len(images), images.shape[1:3]
     columns = max(1, min(columns, count))
@@ -123,7 +125,7 @@ def plot_keyframes(
     if norm is not None:
         below = [axes for row in grid[1::2] for axes in row]
         bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), ax=below, shrink=0.8, pad=0.01)
-        bar.set_label("depth, map units", fontsize=10)
+        bar.set_label(f"depth [{unit}]", fontsize=10)
         bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 

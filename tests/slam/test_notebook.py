@@ -109,13 +109,13 @@ def test_figures_show_themselves():
     ],
 )
 def test_keyframes_are_shown_with_their_depth_in_the_map(monkeypatch, limit, submap, slots, title):
-    told, draw = {}, plots.plot_keyframes
+    told, draw = {}, plots.plot_views
 
     def remember(images, names, depths, **options):
         told.update(images=images, names=names, depths=depths, **options)
         return draw(images, names, depths, **options)
 
-    monkeypatch.setattr(plots, "plot_keyframes", remember)
+    monkeypatch.setattr(plots, "plot_views", remember)
     made_up().plot_keyframes(limit, submap=submap)
     scale = pieces.WORLDS[1 if submap == 3 else 0][0]
     depths = [scale * pieces.points_C(slot)[:, 2].reshape(4, 6) for slot in slots]
