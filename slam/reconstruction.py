@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,17 @@ import numpy as np
 from ops import Sim3
 from slam.composition import camera_points, compose, world_points
 from slam.config import SlamConfig
+from slam.display import Displayed
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
 from slam.pipeline import Views
 from slam.snapshot import KeyframeView, Snapshot, positions_of
 from slam.state import Keyframes, Mode, StepOutput
 from slam.tracking import Correspondence
-from slam.verdict import one_line, verdict
+from slam.verdict import verdict
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from slam.outputs import OutputFiles
-    from slam.plots import Picture
 
 
 LOOP_GAP = 5
@@ -68,8 +66,8 @@ class Panel:
     """What the matcher found."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reconstruction(Displayed):
     """Result of a run, on the host.
 
     Every tracked frame's pose is stored relative to its keyframe and composed on demand, so all
@@ -307,58 +305,6 @@ class Reconstruction:
     def verdict(self) -> str:
         """One honest sentence about how the run went."""
         return verdict(self)
-
-    def __repr__(self) -> str:
-        return one_line(self)
-
-    def _repr_html_(self) -> str:
-        from slam.notebook import table_and_picture
-
-        return table_and_picture(self)
-
-    @overload
-    def plot_trajectory(self, ax: None = None, submap: int | None = None) -> "Picture": ...
-    @overload
-    def plot_trajectory(self, ax: "Axes", submap: int | None = None) -> "Axes": ...
-    def plot_trajectory(
-        self, ax: "Axes | None" = None, submap: int | None = None
-    ) -> "Picture | Axes":
-        """Draw the trajectory of one submap, by default the largest, aligned to ground truth.
-
-        Args:
-            ax: axes of matplotlib to draw the view from above onto; they are given back.
-            submap: number of the submap.
-
-        Returns:
-            Without ``ax``, a figure of its own that also has the view from the side.
-        """
-        from slam import pictures, plots
-
-        scene = pictures.trajectory_scene(self, submap)
-        if ax is None:
-            return plots.plot_trajectory(scene)
-        plots.draw_from_above(ax, scene)
-        return ax
-
-    def plot_map(self, min_confidence: float = 1.5, submap: int | None = None) -> "Picture":
-        """Draw the point cloud of one submap, by default the largest, from above."""
-        from slam import pictures
-
-        return pictures.map_from_above(self, self.point_cloud(min_confidence, submap), submap)
-
-    def plot_keyframes(
-        self, limit: int = 12, depth: bool = True, submap: int | None = None
-    ) -> "Picture":
-        """Draw keyframes of one submap, by default the largest, each above its depth.
-
-        Args:
-            limit: show at most so many, evenly spread over time.
-            depth: show the depth of their pointmaps.
-            submap: number of the submap.
-        """
-        from slam import pictures
-
-        return pictures.keyframe_sheet(self, limit, depth, submap)
 
     def save(
         self,

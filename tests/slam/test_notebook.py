@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import html.parser
 import io
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -130,3 +132,56 @@ def test_keyframes_without_depth_or_without_any():
     assert made_up("...", ()).plot_keyframes().axes == []
     with pytest.raises(ValueError, match="limit=0: at least one keyframe must be shown"):
         made_up().plot_keyframes(0)
+
+
+class FakeViewer:
+    """Stands in for the browser's viewer, and remembers what happened."""
+
+    def __init__(self, host, port, *, live):
+        assert host == "127.0.0.1" and port == 0 and not live
+        self.url, self.closed, self.shown = "http://127.0.0.1:1234", False, []
+
+    def show(self, snapshot):
+        self.shown.append(snapshot.submap)
+
+    def html(self):
+        return f'<p class="x">map {self.shown[0]} & more</p>'
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_map_is_shown_live_or_alone(monkeypatch):
+    made = []
+
+    def make(*args, **options):
+        made.append(FakeViewer(*args, **options))
+        return made[-1]
+
+    module = types.ModuleType("slam.viewer")
+    monkeypatch.setitem(sys.modules, "slam.viewer", module)
+    monkeypatch.setattr(module, "Viewer", make, raising=False)
+
+    live = made_up().show(height=321)
+    assert 'src="http://127.0.0.1:1234"' in live._repr_html_() and "321" in live._repr_html_()
+    assert live.url == "http://127.0.0.1:1234" and made[0].shown == [0] and not made[0].closed
+    live.close()
+    assert made[0].closed
+
+    alone = made_up().show(standalone=True, submap=3)
+    (attributes,) = windows(alone._repr_html_())
+    assert attributes["srcdoc"] == '<p class="x">map 3 & more</p>' and "src" not in attributes
+    assert made[1].closed and alone.url is None
+    alone.close()
+    with pytest.raises(ValueError, match="no submap has the number 7"):
+        made_up().show(submap=7)
+    assert len(made) == 2  # none is left behind
+
+
+def windows(text: str) -> list[dict]:
+    """Attributes of the inner windows of a page."""
+    found = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: found.append(dict(attrs))
+    parser.feed(text)
+    return found
