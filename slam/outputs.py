@@ -15,14 +15,13 @@ import numpy as np
 from PIL import Image
 
 from ops import SolverStatus
+from slam import pictures, plots
 from slam.archive import save_archive
 from slam.checkpoint import CHECKPOINT, MAP
 from slam.evaluation import AteResult
 from slam.io.atomic import atomic_write
 from slam.io.ply import write_ply
 from slam.io.trajectory_file import write_trajectory
-from slam.orientation import levelling_rotation
-from slam.plots import plot_map, plot_panels, plot_trajectory
 from slam.reconstruction import PointCloud, Reconstruction
 from slam.state import Mode
 
@@ -183,43 +182,13 @@ def _write_submap(
 
 
 def _draw(result: Reconstruction, folder: pathlib.Path, cloud: PointCloud) -> None:
-    """All pictures; those from above of the largest submap, levelled by its whole trajectory."""
-    trajectory, keyframes = result.trajectory(), result.keyframe_positions()
-    placed, slots, pieces = result.placed_in(), result.slots_of(), len(result.submaps)
-    title = f"{result.name}: largest of {pieces} pieces" if pieces > 1 else result.name
-    numbers, reference = np.flatnonzero(placed), result.reference_T_WC
-    here = np.isin(result.links, slots).all(axis=1)
-    to_level = levelling_rotation(trajectory.T_WC).T
-    positions = trajectory.positions @ to_level
-    plot_trajectory(
-        folder / "trajectory.png",
-        positions,
-        None if reference is None else reference[placed, :3, 3],
-        keyframes @ to_level,
-        numbers=numbers,
-        links=np.searchsorted(slots, result.links[here]),
-        is_loop_link=result.is_loop_link[here],
-        title=title,
-    )
-    points = cloud.points @ to_level.astype(np.float32)
-    path = folder / "map.png"
-    plot_map(path, points, cloud.colors, positions, numbers=numbers, title=title)
+    """All pictures; those from above of the largest submap."""
+    trajectory = plots.plot_trajectory(pictures.trajectory_scene(result))
+    plots.save_picture(folder / "trajectory.png", trajectory)
+    plots.save_picture(folder / "map.png", pictures.map_from_above(result, cloud))
     for panel in result.panels:
-        view, found = panel.views.frame, panel.correspondence
-        height, width = view.confidence.shape
-        index = np.asarray(found.matches.index).reshape(height, width)
-        usable = np.asarray(view.usable)
-        plot_panels(
-            folder / "panels" / f"{panel.frame_index:06d}.png",
-            panel.image_f,
-            panel.image_k,
-            np.where(usable, view.points[..., 2], np.nan),
-            np.where(usable, view.confidence, np.nan),
-            np.stack([index % width, index // width], axis=-1).astype(np.float32),
-            np.asarray(found.usable).reshape(height, width),
-            title=f"{result.name}: frame {panel.frame_index} against keyframe "
-            f"{panel.keyframe_index}",
-        )
+        path = folder / "panels" / f"{panel.frame_index:06d}.png"
+        plots.save_picture(path, pictures.panel_picture(result.name, panel))
 
 
 def summary(result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()) -> dict[str, Any]:

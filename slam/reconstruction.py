@@ -1,7 +1,6 @@
 """What a run leaves behind: poses of every frame, the dense map, and how it went."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from ops import FusedPointmap, Sim3, average_confidence, constrain_to_rays, lie_convert
+from ops import Sim3
 from slam.checkpoint import Saved
+from slam.composition import camera_points, compose, world_points
 from slam.config import SlamConfig
+from slam.display import Displayed
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
 from slam.pipeline import Views
 from slam.snapshot import KeyframeView, Snapshot, compose_poses
 from slam.state import Keyframes, Mode, StepOutput
 from slam.tracking import Correspondence
+from slam.verdict import verdict
 
 if TYPE_CHECKING:
     from slam.outputs import OutputFiles
@@ -66,8 +67,8 @@ class Panel:
     """What the matcher found."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reconstruction(Displayed):
     """Result of a run, on the host.
 
     Every tracked frame's pose is stored relative to its keyframe and composed on demand, so all
@@ -255,7 +256,7 @@ class Reconstruction:
         slots = np.asarray(self.frames.keyframe)[chosen]
         T_WK = Sim3(jnp.asarray(np.asarray(self.keyframes.T_WC.wxyz_xyz_scale)[slots]))
         T_kf = Sim3(jnp.asarray(np.asarray(self.frames.T_kf.wxyz_xyz_scale)[chosen]))
-        matrices = np.asarray(_compose(T_WK, T_kf), np.float64)
+        matrices = np.asarray(compose(T_WK, T_kf), np.float64)
         return Trajectory(self.timestamps[chosen], matrices)
 
     def point_cloud(self, min_confidence: float = 1.5, submap: int | None = None) -> PointCloud:
@@ -270,7 +271,7 @@ class Reconstruction:
                 lambda x, slot=slot: x[slot],
                 (self.keyframes.T_WC, self.keyframes.pointmap, self.images),
             )
-            points, confidence = _world_points(T_WC, pointmap, self.K, image.shape[:2])
+            points, confidence = world_points(T_WC, pointmap, self.K, image.shape[:2])
             points, confidence = np.asarray(points), np.asarray(confidence)
             keep = (confidence > min_confidence) & np.isfinite(points).all(-1)
             parts.append((points[keep], image.reshape(-1, 3)[keep], confidence[keep]))
@@ -314,31 +315,7 @@ class Reconstruction:
 
     def verdict(self) -> str:
         """One honest sentence about how the run went."""
-        frames, placed, pieces = self.num_frames, int(self.tracked.sum()), len(self.submaps)
-        if placed == 0:
-            return f"NOT STARTED: none of {frames} frames was usable as a first keyframe"
-        if frames == 1:
-            return "the only frame is the first keyframe; nothing was tracked"
-        if not self.succeeded and pieces == 1:
-            return f"LOST: the first keyframe was made, but none of {frames - 1} later frames fits"
-        if not self.succeeded:
-            return f"LOST: {pieces} of {frames} frames became keyframes, but none fits another"
-        found = _count(self.num_keyframes, "keyframe")
-        if self.is_loop_link.any():
-            found += f" with {_count(int(self.is_loop_link.sum()), 'loop link')}"
-        if self.relocalized.any():
-            times = int(self.relocalized.sum())
-            found += "; relocalised " + ("once" if times == 1 else f"{times} times")
-        if pieces > 1:
-            largest = int(self.placed_in().sum())
-            found += f"; {pieces} pieces that were never joined, the largest has {largest} frames"
-        if placed < frames:
-            first = int(np.flatnonzero(~self.tracked)[0])
-            return (
-                f"PARTLY LOST: {placed} of {frames} frames have a pose, the first without one is "
-                f"frame {first}; {found}"
-            )
-        return f"all {frames} frames have a pose, {found}"
+        return verdict(self)
 
     def save(
         self,
@@ -379,33 +356,3 @@ class Reconstruction:
 def is_loop(links: np.ndarray) -> np.ndarray:
     """bool [L]: links [L, 2] whose keyframes are at least ``LOOP_GAP`` keyframes apart."""
     return np.abs(links[:, 0] - links[:, 1]) >= LOOP_GAP
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-@jax.jit
-def _compose(T_WK: Sim3, T_kf: Sim3) -> Float[Array, "n 4 4"]:
-    """Rigid part of ``T_WK @ T_kf``; the scale belongs to the points."""
-    return lie_convert.to_se3_matrix(T_WK @ T_kf)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def camera_points(
-    pointmap: FusedPointmap, K: Array | np.ndarray | None, image_shape: tuple[int, int]
-) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
-    """Points of one keyframe in its camera, as they are mapped, and their average confidence."""
-    points = pointmap.points
-    if K is not None:
-        points = constrain_to_rays(points, jnp.asarray(K), image_shape)
-    return points, average_confidence(pointmap)
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _world_points(
-    T_WC: Sim3, pointmap: FusedPointmap, K: Array | np.ndarray | None, image_shape: tuple[int, int]
-) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
-    """Points of one keyframe in the world, and their average confidence."""
-    points, confidence = camera_points(pointmap, K, image_shape)
-    return T_WC.apply(points), confidence

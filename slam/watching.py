@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from slam.collected import Collected
-from slam.reconstruction import camera_points, is_loop
+from slam.composition import camera_points
+from slam.reconstruction import is_loop
 from slam.slots import read_slot
 from slam.snapshot import KeyframeView, Observer, Snapshot, compose_poses
 from slam.state import Mode, SlamState, StepOutput

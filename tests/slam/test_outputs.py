@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slam import outputs, runner
+from slam import outputs, pictures, plots, runner
 from slam.evaluation import align_sim3
 from slam.io.frames import SourceError
 from slam.io.ply import read_ply
@@ -203,15 +203,23 @@ def test_an_empty_map_is_pointed_out(tmp_path, monkeypatch):
     assert len(read_ply(tmp_path / "run" / "map.ply")[0]) == 0
 
 
-def test_pictures_are_drawn_level(tmp_path, monkeypatch):
+def test_pictures_are_drawn_level(monkeypatch):
     """From above means along gravity: the true up of the room, +z, is -y of what is drawn."""
-    drawn = {}
-    monkeypatch.setattr(outputs, "plot_map", lambda path, points, *a, **k: drawn.update(map=points))
-    monkeypatch.setattr(
-        outputs, "plot_trajectory", lambda path, xyz, *a, **k: drawn.update(xyz=xyz)
-    )
+    drawn, plot_map, scene = {}, plots.plot_map, plots.trajectory_scene
+
+    def map_drawn(points, *args, **options):
+        drawn["map"] = points
+        return plot_map(points, *args, **options)
+
+    def trajectory_drawn(positions, *args, **options):
+        drawn["xyz"] = positions
+        return scene(positions, *args, **options)
+
+    monkeypatch.setattr(plots, "plot_map", map_drawn)
+    monkeypatch.setattr(plots, "trajectory_scene", trajectory_drawn)
     result = rim.result()
-    outputs._draw(dataclasses.replace(result, panels=()), tmp_path, result.point_cloud())
+    result.plot_map()
+    pictures.trajectory_scene(result)
     truth = np.stack([frame.T_WC[:3, 3] for frame in rim.walk()])
     for name, original in (
         ("map", result.point_cloud().points),
@@ -228,13 +236,14 @@ def test_pictures_are_drawn_level(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "writer", ["write_trajectory", "write_ply", "plot_map", "plot_panels", "save_archive"]
+    "writer",
+    ["write_trajectory", "write_ply", "plots.plot_map", "plots.plot_panels", "save_archive"],
 )
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch, writer):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs, writer, fail)
+    monkeypatch.setattr(f"slam.outputs.{writer}", fail)
     with pytest.raises(OSError, match="No space left"):
         rim.result().save(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slam.plots import _spread, _view_axes, plot_map, plot_panels, plot_trajectory
+from slam import plots
+from slam.plots import save_picture
+from slam.plots.views import _spread
+from slam.plots.world import _view_axes
+
+
+def plot_trajectory(path, *positions, **options) -> None:
+    save_picture(path, plots.plot_trajectory(plots.trajectory_scene(*positions, **options)))
+
+
+def plot_map(path, *arguments, **options) -> None:
+    save_picture(path, plots.plot_map(*arguments, **options))
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +163,8 @@ def panels(tmp_path, **changes):
         "valid": u < 60,
         **changes,
     }
-    plot_panels(tmp_path / "p.png", **arguments, title="frame 5 against keyframe 0")
+    picture = plots.plot_panels(**arguments, title="frame 5 against keyframe 0")
+    save_picture(tmp_path / "p.png", picture)
     return shown(tmp_path / "p.png")
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from slam import outputs, reconstruction
+from slam import outputs, pictures, plots, reconstruction
 from slam.cli import session
 from slam.evaluation import ate
 from slam.io.frames import SourceError
@@ -230,17 +230,22 @@ def test_a_run_in_one_piece_has_no_other_pieces(tmp_path, monkeypatch):
     assert told["counts"]["global_optimization"]["mean_iterations"] is None
 
 
-def test_pictures_show_one_piece_and_its_links(tmp_path, monkeypatch):
+def test_pictures_show_one_piece_and_its_links(monkeypatch):
     drawn = {}
 
-    def remember(name):
-        return lambda path, *args, **options: drawn.update({name: (args, options)})
+    def remember(name, draw):
+        def remembered(*args, **options):
+            drawn[name] = args, options
+            return draw(*args, **options)
 
-    monkeypatch.setattr(outputs, "plot_trajectory", remember("trajectory"))
-    monkeypatch.setattr(outputs, "plot_map", remember("map"))
+        return remembered
+
+    monkeypatch.setattr(plots, "trajectory_scene", remember("trajectory", plots.trajectory_scene))
+    monkeypatch.setattr(plots, "plot_map", remember("map", plots.plot_map))
     # The larger piece is the second: its slots 1, 2, 3 are rows 0, 1, 2 of what is drawn.
     result = made_up("Kt.StKt..RKt", links=((0, 1), (1, 2), (1, 3), (3, 4), (2, 4)))
-    outputs._draw(result, tmp_path, result.point_cloud())
+    pictures.trajectory_scene(result)
+    result.plot_map()
     (estimate, reference, keyframes), options = drawn["trajectory"]
     numbers = [3, 4, 5, 6, 9, 10, 11]
     np.testing.assert_array_equal(options["numbers"], numbers)
@@ -253,6 +258,9 @@ def test_pictures_show_one_piece_and_its_links(tmp_path, monkeypatch):
     assert options["title"] == "pieces: largest of 2 pieces"
     for (args, _), at in ((drawn["trajectory"], 0), (drawn["map"], 2)):
         assert len(args[at]) == len(numbers)
+    pictures.trajectory_scene(result, 0)  # a piece that is asked for by its number
+    np.testing.assert_array_equal(drawn["trajectory"][1]["numbers"], [0, 1])
+    assert drawn["trajectory"][1]["title"] == "pieces: number 2 by size of 2 pieces"
 
 
 def test_graph_and_pieces_read_back(folder):
