@@ -19,6 +19,7 @@ from experiments.training.presets import PRESETS
 from mast3r_jax import CheckpointError, ConfigError
 from slam.cli.bench import Bench, spelled_out
 from slam.cli.demo import Demo
+from slam.cli.export import Export
 from slam.cli.invocation import recall
 from slam.cli.run import BriefRun, Run, run_defaults
 from slam.cli.train import BriefTrain, Train, train_defaults
@@ -34,6 +35,9 @@ On your own images, with the published MASt3R weights:
   python -m weights_conversion download
   mast3r-slam convert checkpoints/*metric.pth weights
   mast3r-slam run video.mp4 --prior weights
+
+To use what came out elsewhere:
+  mast3r-slam export outputs/video --format colmap
 
 To train a small network of your own:
   mast3r-slam train runs/first
@@ -178,6 +182,9 @@ def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> A
         "convert",
         description="Turn a published checkpoint (.pth, .safetensors) into weights for `run`.",
     )
+    of_export = tyro.conf.subcommand(
+        "export", description="Write the results of a run for COLMAP, nerfstudio, Blender, evo."
+    )
     of_bench = tyro.conf.subcommand(
         "bench",
         description="Measure how fast every stage is on this machine, and beside others.",
@@ -185,6 +192,7 @@ def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> A
     return (
         Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]
         | Annotated[run, of_run]
+        | Annotated[Export, of_export]
         | Annotated[train, of_train]
         | Annotated[convert, of_convert]
         | Annotated[Bench, of_bench]

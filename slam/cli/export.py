@@ -1,0 +1,54 @@
+"""``mast3r-slam export OUT``: results of a run in the forms that other programs read."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from slam.cli.options import Flag
+from slam.cli.session import say
+from slam.exports import FORMATS, check_target, export
+from slam.reconstruction import Reconstruction
+
+Target = Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: beside the results)"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the results of a run for COLMAP, nerfstudio, Blender, evo, ..."""
+
+    results: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder that a run has written."""
+    format: Literal["ply", "glb", "tum", "kitti", "colmap", "nerfstudio"]
+    """ply, glb: points (and cameras); tum, kitti: poses of every frame; colmap, nerfstudio:
+    keyframe images with their cameras, and points."""
+    to: Target = None
+    """File or folder to write."""
+    overwrite: Flag = False
+    """Replace an earlier export."""
+    min_confidence: float = 1.5
+    """Points of clouds are more confident than this."""
+
+    def execute(self) -> int:
+        """Export; returns the exit status."""
+        wanted, out = FORMATS[self.format], self.results
+        path = self.to or out.absolute().parent / f"{out.absolute().name}{wanted.ending}"
+        check_target(wanted, path, self.overwrite)
+        result = Reconstruction.load(out)
+        console = Console(highlight=False)
+        said = export(
+            result,
+            self.format,
+            path,
+            min_confidence=self.min_confidence,
+            overwrite=self.overwrite,
+        )
+        say(console, f"{path}{'/' if wanted.contents else ''}", style="bold")
+        for sentence in said:
+            say(console, f"  {sentence}")
+        return 0

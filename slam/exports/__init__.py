@@ -1,0 +1,105 @@
+"""Reconstructions in the forms that other programs read."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+
+from slam.exports import files, folders
+from slam.exports.focal import estimate_focal as estimate_focal
+from slam.io.frames import SourceError
+from slam.reconstruction import Reconstruction
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One of them."""
+
+    write: Callable[[Reconstruction, pathlib.Path, float], list[str]]
+    """Writes the file, or into the empty folder; returns what to tell the user."""
+    ending: str
+    """Of the default name."""
+    contents: frozenset[str] | None = None
+    """What the folder holds; None if it is one file."""
+
+
+FORMATS = {
+    "ply": Format(files.export_ply, ".ply"),
+    "glb": Format(files.export_glb, ".glb"),
+    "tum": Format(files.export_tum, "-tum.txt"),
+    "kitti": Format(files.export_kitti, "-kitti.txt"),
+    "colmap": Format(folders.export_colmap, "-colmap", frozenset(folders.COLMAP_FILES)),
+    "nerfstudio": Format(
+        folders.export_nerfstudio, "-nerfstudio", frozenset(folders.NERFSTUDIO_FILES)
+    ),
+}
+"""By name."""
+
+
+def export(
+    result: Reconstruction,
+    form: str,
+    path: str | os.PathLike[str],
+    *,
+    min_confidence: float = 1.5,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write the largest submap of a reconstruction in another form; complete or not at all.
+
+    Args:
+        result: what to write.
+        form: one of ``FORMATS``.
+        path: the file or folder to make.
+        min_confidence: points of clouds are more confident than this.
+        overwrite: replace an earlier export.
+
+    Returns:
+        Sentences about what was written.
+
+    Raises:
+        SourceError: there is no such form, or the reconstruction has nothing to show in it.
+        FileExistsError: something else is there, or an earlier export without ``overwrite``.
+    """
+    if form not in FORMATS:
+        raise SourceError(f"{form}: no such format; there are {', '.join(FORMATS)}")
+    if not result.placed_in().any():
+        raise SourceError(f"{result.name}: no frame has a pose; there is nothing to export")
+    wanted, path = FORMATS[form], pathlib.Path(path)
+    check_target(wanted, path, overwrite)
+    if wanted.contents is None:
+        return wanted.write(result, path, min_confidence)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}."
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.absolute().parent) as workshop:
+        fresh = pathlib.Path(workshop) / "new"
+        fresh.mkdir()
+        said = wanted.write(result, fresh, min_confidence)
+        if path.exists():
+            shutil.rmtree(path)
+        fresh.rename(path)
+    return said
+
+
+def check_target(wanted: Format, path: pathlib.Path, overwrite: bool) -> None:
+    """Refuse, before any work is done, what must not be replaced.
+
+    Raises:
+        FileExistsError: as ``export`` does.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if wanted.contents is None:
+        if not path.is_file():
+            raise FileExistsError(f"{path}: exists and is no file; choose another name")
+    else:
+        if not path.is_dir() or path.is_symlink():
+            raise FileExistsError(f"{path}: exists and is no folder; choose another name")
+        foreign = sorted({entry.name for entry in path.iterdir()} - wanted.contents)
+        if foreign:
+            raise FileExistsError(f"{path}: holds other files ({foreign[0]}); choose another name")
+        if not any(path.iterdir()):
+            return
+    if not overwrite:
+        raise FileExistsError(f"{path}: exists already; pass --overwrite, or choose another name")
