@@ -116,7 +116,7 @@ def test_tracks_are_chains_in_which_a_camera_comes_once():
     pixel = int(result.match_pixels[sure])
     matches = np.full_like(result.matches, -1)
     # One pixel of the second keyframe for two of the first, which are neighbours in the grid; and
-    # the same pixel of the first seen again by the third, if it were one: far off, so it is dropped.
+    # the same pixel of the first again in the third, where it is not: far off, so it is dropped.
     matches[0, sure : sure + 2] = result.matches[0, sure]
     changed = dataclasses.replace(result, matches=matches)
     tracks = tracks_of(changed, cameras)
