@@ -69,11 +69,12 @@ def find_shift(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def describe(grey: jax.Array) -> jax.Array:
-    """Unit descriptors: the 5 x 5 pixels around each pixel."""
+    """Unit descriptors: the 5 x 5 pixels around each pixel, without their mean."""
     padded = jnp.pad(grey, 2, mode="edge")
     rows, columns = np.indices((5, 5)).reshape(2, -1)
     patches = [padded[r : r + HEIGHT, c : c + WIDTH] for r, c in zip(rows, columns, strict=True)]
     values = jnp.stack(patches, axis=-1)
+    values = values - values.mean(-1, keepdims=True)
     return values / jnp.maximum(jnp.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
 
 
