@@ -22,6 +22,7 @@ from slam.cli.demo import Demo
 from slam.cli.invocation import recall
 from slam.cli.run import BriefRun, Run, run_defaults
 from slam.cli.train import BriefTrain, Train, train_defaults
+from slam.cli.view import View
 from slam.io.frames import SourceError
 from slam.outputs import package_version
 
@@ -34,6 +35,9 @@ On your own images, with the published MASt3R weights:
   python -m weights_conversion download
   mast3r-slam convert checkpoints/*metric.pth weights
   mast3r-slam run video.mp4 --prior weights
+
+To look at the results in a browser:
+  mast3r-slam view outputs/video
 
 To train a small network of your own:
   mast3r-slam train runs/first
@@ -182,12 +186,16 @@ def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> A
         "bench",
         description="Measure how fast every stage is on this machine, and beside others.",
     )
+    of_view = tyro.conf.subcommand(
+        "view", description="Look at the results of a run in the browser, until Ctrl-C."
+    )
     return (
         Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]
         | Annotated[run, of_run]
         | Annotated[train, of_train]
         | Annotated[convert, of_convert]
         | Annotated[Bench, of_bench]
+        | Annotated[View, of_view]
     )
 
 
