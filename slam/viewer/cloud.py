@@ -11,6 +11,8 @@ KEPT = 40_000
 """Points kept of a keyframe: a fifth of the pixels at 512x384, half a megabyte. Where the views
 overlap as keyframes do, a picture of the map shows no gaps with them."""
 
+_OUTLINE = 200
+
 _LARGEST = 6e4
 """Half-precision numbers end shortly above."""
 
@@ -28,6 +30,10 @@ class Cloud:
     """float32 [N]."""
     share: float
     """Pixels of the keyframe over points kept."""
+    high: float
+    """95th percentile of the confidence."""
+    outline: np.ndarray
+    """float32 [M, 3], a few points of the surer half."""
 
     @classmethod
     def of(cls, view: KeyframeView) -> "Cloud":
@@ -37,11 +43,15 @@ class Cloud:
         # A comparison with NaN is false.
         with np.errstate(invalid="ignore"):
             fine = (np.abs(points) < _LARGEST).all(axis=1)
+        points, confidence = points[fine], view.confidence[order][fine]
+        sure = confidence >= np.median(confidence) if len(confidence) else fine[:0]
         return cls(
-            points=points[fine].astype(np.float16),
+            points=points.astype(np.float16),
             colors=view.image.reshape(-1, 3)[order][fine],
-            confidence=view.confidence[order][fine],
+            confidence=confidence,
             share=len(view.points) / len(order),
+            high=float(np.quantile(confidence, 0.95)) if len(confidence) else 0.0,
+            outline=points[sure][:_OUTLINE],
         )
 
     def count(self, min_confidence: float) -> int:

@@ -16,14 +16,14 @@ from slam.viewer.scene import (
     PATH,
     TRACKING_LINK,
     Settings,
-    thumbnail,
+    resized,
 )
 
 if TYPE_CHECKING:
     import viser
 
-_PICTURE = 320
-"""Width in pixels of the current frame beside the scene."""
+_PICTURE = 200
+"""Width in pixels of the pictures of the last frame."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +62,27 @@ class Panel:
             self._pause.on_click(lambda _: actions.pause())
             self._step.on_click(lambda _: actions.step())
             self._resume.on_click(lambda _: actions.resume())
-        self._image = self._depth = None
-        self._pictures = gui.add_folder("Last frame", visible=False)
+        blank = np.zeros((1, 1, 3), np.uint8)
+        self._picture = gui.add_image(blank, label="Last frame, depth", visible=False)
         with gui.add_folder("Map"):
             self._confidence = gui.add_slider(
-                "Confidence", 0.0, 20.0, 0.1, initial.min_confidence, hint="Points above this"
+                "Confidence",
+                0.0,
+                max(5.0, initial.min_confidence),
+                0.1,
+                initial.min_confidence,
+                hint="Least confidence of the points shown",
             )
             self._size = gui.add_slider("Point size", 0.2, 4.0, 0.1, initial.point_size)
             self._cameras = gui.add_checkbox("Keyframes", initial.cameras)
             self._links = gui.add_checkbox("Links", initial.links)
             self._path = gui.add_checkbox("Path", initial.path)
-            gui.add_html(_legend())
+            gui.add_html(_legend(live))
         with gui.add_folder("View"):
             gui.add_button("Overview", icon="focus-centered").on_click(lambda _: actions.overview())
-            self._follow = gui.add_checkbox("Follow the camera", False, visible=live)
+            self._follow = gui.add_checkbox(
+                "Follow", False, visible=live, hint="Move with the camera"
+            )
             self._dark = gui.add_checkbox("Dark", False)
         for control in (self._confidence, self._size, self._cameras, self._links, self._path):
             control.on_update(lambda _: actions.changed())
@@ -105,8 +112,12 @@ class Panel:
         self._pause.visible = not paused
         self._step.visible = self._resume.visible = paused
 
-    def show(self, snapshot: Snapshot, num_points: int, fps: float | None) -> None:
-        """Write about a snapshot."""
+    def show(
+        self, snapshot: Snapshot, num_points: int, highest_confidence: float, fps: float | None
+    ) -> None:
+        """Write about a snapshot, and let the confidence be chosen as far up as it goes."""
+        while self._confidence.max < highest_confidence:
+            self._confidence.max *= 2
         self._gui.set_panel_label(snapshot.name)
         total = f" of {snapshot.total}" if snapshot.total is not None else ""
         lines = [f"frame **{snapshot.num_frames}**{total}"]
@@ -118,27 +129,21 @@ class Panel:
             lines[-1] += f", {fps:.1f} frames/s"
         here = int((snapshot.submaps == snapshot.submap).sum())
         others = len(np.unique(snapshot.submaps)) - 1
-        lines.append(f"{here} keyframes, {num_points:,} points")
+        lines.append(f"{here} keyframe{'s' if here != 1 else ''}, {num_points:,} points")
         if others > 0:
             lines.append(f"map {snapshot.submap}; {others} more that it was not joined to")
         self._status.content = "  \n".join(lines)
-        self._show_pictures(snapshot)
+        self._show_picture(snapshot)
 
     def show_problem(self, problem: str) -> None:
         """Write that something could not be drawn."""
         self._status.content = f"**not drawn:** {problem}"
 
-    def _show_pictures(self, snapshot: Snapshot) -> None:
-        self._pictures.visible = snapshot.image is not None
-        if snapshot.image is None or snapshot.depth is None:
-            return
-        image = thumbnail(snapshot.image, _PICTURE)
-        depth = depth_picture(thumbnail(snapshot.depth, _PICTURE))
-        if self._image is None or self._depth is None:
-            with self._pictures:
-                self._image = self._gui.add_image(image, jpeg_quality=80)
-                self._depth = self._gui.add_image(depth, label="Depth", jpeg_quality=80)
-        self._image.image, self._depth.image = image, depth
+    def _show_picture(self, snapshot: Snapshot) -> None:
+        self._picture.visible = snapshot.image is not None
+        if snapshot.image is not None and snapshot.depth is not None:
+            both = [snapshot.image, depth_picture(snapshot.depth)]
+            self._picture.image = np.hstack([resized(image, _PICTURE) for image in both])
 
     def _set_theme(self) -> None:
         self._gui.configure_theme(
@@ -159,14 +164,14 @@ def depth_picture(depth: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _legend() -> str:
+def _legend(live: bool) -> str:
     """What the colours mean."""
     entries = [
         (KEYFRAME, "keyframe"),
-        (CURRENT, "last frame"),
+        *([(CURRENT, "last frame")] if live else []),
         (PATH, "path"),
-        (TRACKING_LINK, "link of tracking"),
-        (LOOP_LINK, "link of a loop"),
+        (TRACKING_LINK, "tracking link"),
+        (LOOP_LINK, "loop link"),
     ]
     squares = "".join(
         '<span style="white-space:nowrap;margin-right:0.8em"><span style="display:inline-block;'

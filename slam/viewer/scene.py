@@ -48,6 +48,16 @@ class Viewpoint:
     look_at: np.ndarray
     up: np.ndarray
 
+    @property
+    def distance(self) -> float:
+        """From what is looked at."""
+        return float(np.linalg.norm(self.position - self.look_at))
+
+    def differs(self, other: "Viewpoint") -> bool:
+        """Whether to go from one to the other is worth a jump."""
+        moved = np.linalg.norm(self.position - other.position)
+        return bool(moved > 0.3 * self.distance or self.up @ other.up < 0.99)  # 8 degrees
+
 
 @dataclasses.dataclass
 class _Keyframe:
@@ -82,6 +92,11 @@ class Scene:
             for slot, shown in self._keyframes.items()
             if shown.points is not None and self._is_here(slot)
         )
+
+    @property
+    def highest_confidence(self) -> float:
+        """Which one in twenty points of the surest keyframe exceeds."""
+        return max((kept.cloud.high for kept in self._keyframes.values()), default=0.0)
 
     def draw(self, snapshot: Snapshot | None, settings: Settings) -> None:
         """Show a snapshot, or the last one if there is no new one, as ``settings`` say."""
@@ -119,24 +134,27 @@ class Scene:
         up = estimate_up(T_WC)
         ahead = T_WC[0, :3, 2] - (T_WC[0, :3, 2] @ up) * up
         if np.linalg.norm(ahead) < 0.1:  # it looks straight up or down
-            ahead = -np.sign(T_WC[0, :3, 2] @ up) * -T_WC[0, :3, 1]
+            ahead = np.sign(T_WC[0, :3, 2] @ up) * T_WC[0, :3, 1]
         ahead /= np.linalg.norm(ahead)
-        parts = [T_WC[:, :3, 3]]
-        for pose, slot in zip(poses, slots, strict=True):
-            points, _ = self._keyframes[slot].cloud.thinned(self._settings.min_confidence, 4)
-            parts.append(_apply(pose, points[:500].astype(np.float64)))
-        points = np.concatenate(parts)
-        center = np.median(points, axis=0)
-        radius = float(np.quantile(np.linalg.norm(points - center, axis=1), 0.9))
-        radius = max(radius, 1e-3)
-        return Viewpoint(center - 1.2 * radius * ahead + 1.1 * radius * up, center, up)
+        cameras = T_WC[:, :3, 3]
+        points = np.concatenate(
+            [
+                _apply(pose, self._keyframes[slot].cloud.outline)
+                for pose, slot in zip(poses, slots, strict=True)
+            ]
+        )
+        # All cameras, and what they see but for what is far away.
+        ends = np.concatenate([cameras, np.quantile(points, [0.05, 0.95], axis=0)])
+        center = (ends.min(axis=0) + ends.max(axis=0)) / 2
+        radius = float(np.linalg.norm(ends - center, axis=1).max()) or 1.0
+        return Viewpoint(center - 1.1 * radius * ahead + 0.9 * radius * up, center, up)
 
     def behind(self) -> Viewpoint | None:
         """From behind and above the current camera, the way it looks; None if it is lost."""
         if self._snapshot is None or self._snapshot.pose is None or self._lens is None:
             return None
         pose = self._snapshot.pose.astype(np.float64)
-        away = self._lens.distance * np.array([[0.0, -0.25, -0.5], [0.0, 0.0, 1.0]])
+        away = self._lens.distance * np.array([[0.0, -0.4, -0.8], [0.0, 0.0, 1.0]])
         position, look_at = _apply(pose, away)
         return Viewpoint(position, look_at, self.up)
 
@@ -168,7 +186,7 @@ class Scene:
             self._keyframes[slot] = _Keyframe(
                 cloud=cloud,
                 frame=self._api.add_frame(_name(slot), show_axes=False, visible=False),
-                camera=self._frustum(f"{_name(slot)}/camera", KEYFRAME, thumbnail(view.image)),
+                camera=self._frustum(f"{_name(slot)}/camera", KEYFRAME, resized(view.image, _THUMBNAIL)),
             )
         self._stale.add(slot)
 
@@ -277,12 +295,12 @@ class Scene:
             self._current.wxyz, self._current.position = pose[:4], pose[4:7]
 
 
-def thumbnail(image: np.ndarray, width: int = _THUMBNAIL) -> np.ndarray:
-    """uint8 [h, w, 3]: a picture no wider than ``width`` pixels."""
-    if image.shape[1] <= width:
-        return image
+def resized(image: np.ndarray, width: int) -> np.ndarray:
+    """uint8 [h, w, 3]: a picture ``width`` pixels wide."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    smaller = width < image.shape[1]
+    how = cv2.INTER_AREA if smaller else cv2.INTER_NEAREST
+    return cv2.resize(image, (width, height), interpolation=how)
 
 
 def _name(slot: int) -> str:

@@ -11,8 +11,11 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from slam.io.frames import SourceError
 from slam.snapshot import Snapshot
@@ -200,29 +203,51 @@ class Viewer:
             self._snapshot = snapshot
         if self._snapshot is None:
             return
-        self._panel.show(self._snapshot, self._scene.num_points, self._fps())
-        if lost_sight or self._snapshot.submap != self._home_submap:  # which is another world
-            self._set_home(self._scene.overview())
+        scene = self._scene
+        self._panel.show(self._snapshot, scene.num_points, scene.highest_confidence, self._fps())
+        overview = scene.overview()
+        if overview is not None and (
+            lost_sight
+            or self._home is None
+            or self._snapshot.submap != self._home_submap  # which is another world
+            # Nobody has chosen a view, so that it may change as the map grows.
+            or (overview.differs(self._home) and all(map(self._is_home, self._clients())))
+        ):
+            self._set_home(overview, self._snapshot.submap)
         if self._panel.follow:
             behind = self._scene.behind()
             if behind is not None:
-                for client in self._server.get_clients().values():
+                for client in self._clients():
                     _move(client, behind)
 
-    def _set_home(self, home: Viewpoint | None) -> None:
+    def _clients(self) -> list["viser.ClientHandle"]:
+        return list(self._server.get_clients().values())
+
+    def _is_home(self, client: "viser.ClientHandle") -> bool:
+        home = self._home
+        return home is not None and np.allclose(
+            client.camera.position, _position(client, home), atol=0.01 * home.distance
+        )
+
+    def _set_home(self, home: Viewpoint, submap: int) -> None:
         """Look at the scene from ``home``, and let those who come later begin there."""
-        if home is None or self._snapshot is None:
-            return
-        self._home, self._home_submap = home, self._snapshot.submap
+        self._home, self._home_submap = home, submap
         self._server.scene.set_up_direction(home.up)
         self._server.initial_camera.position = home.position
         self._server.initial_camera.look_at = home.look_at
-        for client in self._server.get_clients().values():
+        for client in self._clients():
             _move(client, home)
 
     def _welcome(self, client: "viser.ClientHandle") -> None:
-        if self._home is not None:
-            _move(client, self._home)
+        """A browser begins at home by itself; see that a narrow window then shows all of it."""
+        if client.camera.aspect >= 1:
+            return
+
+        @client.camera.on_update
+        def _(camera: "viser.CameraHandle") -> None:
+            home = self._home
+            if home is not None and np.allclose(camera.position, home.position, atol=1e-4):
+                _move(client, home)
 
     def _tell(self, error: Exception) -> None:
         problem = f"{type(error).__name__}: {error}"
@@ -237,12 +262,17 @@ class Viewer:
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 2 else None
 
 
-def _move(client: "viser.ClientHandle", to: Viewpoint) -> None:
-    """Move one browser's view, further back in a window that is narrow."""
+def _position(client: "viser.ClientHandle", to: Viewpoint) -> np.ndarray:
+    """Where one browser looks from: further back in a window that is narrow."""
     back = min(2.0, max(1.0, 1 / client.camera.aspect))
+    return to.look_at + back * (to.position - to.look_at)
+
+
+def _move(client: "viser.ClientHandle", to: Viewpoint) -> None:
+    """Move one browser's view."""
     with client.atomic():
         client.camera.up_direction = to.up
-        client.camera.position = to.look_at + back * (to.position - to.look_at)
+        client.camera.position = _position(client, to)
         client.camera.look_at = to.look_at
 
 
@@ -258,6 +288,8 @@ def _listen(host: str, port: int) -> "viser.ViserServer":
         raise SourceError(
             "the viewer needs viser, which is not installed: pip install 'mast3r-slam-jax[viewer]'"
         ) from None
+    # A browser may leave while it is sent something.
+    warnings.filterwarnings("ignore", r"Queued a \w+ on a closed connection")
     address = _free_address(host, port)
     with _silent():
         server = viser.ViserServer(address, port, verbose=False)
