@@ -23,6 +23,7 @@ from slam.cli.export import Export
 from slam.cli.invocation import recall
 from slam.cli.run import BriefRun, Run, run_defaults
 from slam.cli.train import BriefTrain, Train, train_defaults
+from slam.cli.view import View
 from slam.io.frames import SourceError
 from slam.outputs import package_version
 
@@ -35,6 +36,9 @@ On your own images, with the published MASt3R weights:
   python -m weights_conversion download
   mast3r-slam convert checkpoints/*metric.pth weights
   mast3r-slam run video.mp4 --prior weights
+
+To look at the results in a browser:
+  mast3r-slam view outputs/video
 
 To use what came out elsewhere:
   mast3r-slam export outputs/video --format colmap
@@ -189,6 +193,9 @@ def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> A
         "bench",
         description="Measure how fast every stage is on this machine, and beside others.",
     )
+    of_view = tyro.conf.subcommand(
+        "view", description="Look at the results of a run in the browser, until Ctrl-C."
+    )
     return (
         Annotated[Demo, demo]  # pyright: ignore[reportOperatorIssue]
         | Annotated[run, of_run]
@@ -196,6 +203,7 @@ def _commands(arguments: Sequence[str], brief: bool, training: TrainConfig) -> A
         | Annotated[train, of_train]
         | Annotated[convert, of_convert]
         | Annotated[Bench, of_bench]
+        | Annotated[View, of_view]
     )
 
 
