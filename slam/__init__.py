@@ -8,6 +8,7 @@ from slam.decisions import Decisions as Decisions
 from slam.io.frames import Source as Source
 from slam.io.frames import SourceError as SourceError
 from slam.io.frames import SourceFrame as SourceFrame
+from slam.io.iterable import IterableSource as IterableSource
 from slam.io.open_source import open_source as open_source
 from slam.losses import map_loss as map_loss
 from slam.losses import trajectory_loss as trajectory_loss

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,7 +20,8 @@ from slam.checkpoint import start as start_checkpoints
 from slam.collected import Collected
 from slam.config import SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
-from slam.io.open_source import frames_from
+from slam.io.iterable import IterableSource
+from slam.io.open_source import frames_from, is_live
 from slam.io.prefetch import Prefetch
 from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
@@ -47,7 +48,7 @@ class Progress:
 
 
 def run(
-    source: Source,
+    source: Source | Iterable[np.ndarray | SourceFrame],
     prior: TwoViewPrior,
     config: SlamConfig | None = None,
     *,
@@ -64,7 +65,7 @@ def run(
     """Run the SLAM over a whole source.
 
     Args:
-        source: frames, from ``open_source`` or your own iterable.
+        source: frames, from ``open_source``, or anything that yields images uint8 [H, W, 3].
         prior: two-view prior.
         config: the original's defaults when omitted.
         calibrated: use the source's intrinsics (constant over the sequence).
@@ -90,6 +91,8 @@ def run(
         SourceError: the source cannot be read, is empty, or lacks what was asked of it; or what was
             to be gone on from cannot be used.
     """
+    if not isinstance(source, Source):
+        source = IterableSource(source)
     if stepper is None:
         stepper = Stepper(config or SlamConfig())
     elif config not in (None, stepper.config):
@@ -121,7 +124,9 @@ def run(
         if checkpoint is not None:
             saver = _Saver(checkpoint, prior, config, source.name)
             stack.enter_context(contextlib.closing(saver))
-        frames = stack.enter_context(contextlib.closing(Prefetch(to_come)))
+        frames = stack.enter_context(
+            contextlib.closing(Prefetch(to_come, ahead=1 if is_live(source) else 2))
+        )
         upcoming = _Upcoming(frames, prior, stepper)
         for number, item in enumerate(upcoming, start=first):
             raw, frame = item.raw, item.frame

@@ -22,6 +22,7 @@ from slam.cli import invocation
 from slam.cli.prior import ChosenPrior
 from slam.config import SlamConfig
 from slam.io.frames import Source
+from slam.io.open_source import is_live
 from slam.outputs import OutputFiles, check_folder
 from slam.reconstruction import Reconstruction
 from slam.snapshot import Observer
@@ -120,7 +121,7 @@ def run_and_report(
             session.resume,
             invocation.record(session.arguments),
         )
-    live = getattr(source, "live", False)
+    live = is_live(source)
     stopping = live or checkpoint is not None
     with progress_display(console) as on_progress, _first_interrupt(stopping) as interrupted:
         result = runner.run(

@@ -11,7 +11,10 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image, UnidentifiedImageError
 
+from slam.io import posed_images
 from slam.io.calibration import read_calibration
+from slam.io.camera import ADDRESS, LiveSource
+from slam.io.euroc import euroc
 from slam.io.folder import FolderSource
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.rectification import Rectification, plan_rectification
@@ -19,7 +22,8 @@ from slam.io.tum import TumSource
 from slam.io.video import VideoSource
 
 _KINDS = (
-    "a video file, a folder of images, a TUM RGB-D folder (with rgb.txt) or a 'procedural:' scene"
+    "a video file, a folder of images or of a known data set (TUM RGB-D, ETH3D, EuRoC, 7-Scenes, "
+    "Replica, ScanNet), a camera (webcam:0, rtsp://...) or a 'procedural:' scene"
 )
 
 
@@ -35,7 +39,7 @@ def open_source(
     rectify: bool = False,
     center_principal_point: bool = True,
 ) -> Source:
-    """Open a video, a folder of images, a TUM RGB-D folder or a ``procedural:`` scene.
+    """Open a video, a folder of images or of a data set, a camera, or a ``procedural:`` scene.
 
     ``start`` frames are skipped, then every ``stride``-th is taken, at most ``max_frames``; frames
     are numbered from 0 after that. ``depth_scale`` is the number of units per metre in a TUM
@@ -74,6 +78,11 @@ def open_source(
     return SlicedSource(source, start, stride, max_frames)
 
 
+def is_live(source: Source) -> bool:
+    """Whether a source ends only when the user wants it to, and cannot be read again."""
+    return bool(getattr(source, "live", False))
+
+
 def depth_scale_of(source: Source) -> float | None:
     """Units per metre by which a source reads depth images; None if it reads none."""
     while isinstance(source, SlicedSource | CalibratedSource | RectifiedSource):
@@ -98,6 +107,7 @@ class SlicedSource:
     ) -> None:
         self.source = source
         self.name = source.name
+        self.live = is_live(source)
         # Ends right after the last wanted frame: what follows it may be damaged.
         stop = None if max_frames is None else start + stride * (max_frames - 1) + 1
         self.positions = slice(start, stop, stride)
@@ -138,6 +148,7 @@ class CalibratedSource:
     def __init__(self, source: Source, calibration: str | os.PathLike[str]) -> None:
         self.source = source
         self.name = source.name
+        self.live = is_live(source)
         self.num_frames = source.num_frames
         self.camera = read_calibration(pathlib.Path(calibration))
 
@@ -163,6 +174,7 @@ class RectifiedSource:
     def __init__(self, source: Source, center_principal_point: bool = True) -> None:
         self.source = source
         self.name = source.name
+        self.live = is_live(source)
         self.num_frames = source.num_frames
         self.center_principal_point = center_principal_point
 
@@ -217,14 +229,20 @@ def _recognise(location: str, depth_scale: float | None, fps: float | None) -> S
         from slam.io.procedural import parse_procedural
 
         return parse_procedural(location)
+    if ADDRESS.fullmatch(location):
+        return LiveSource(location)
     path = pathlib.Path(location)
     if path.is_dir():
         if (path / "rgb.txt").is_file():
             return TumSource(path, depth_scale)
+        for recognised in (euroc, *posed_images.KINDS):
+            source = recognised(path)
+            if source is not None:
+                return source
         return FolderSource(path, fps)
     if not path.exists():
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", location):
-            raise SourceError(f"{location}: addresses cannot be opened; pass {_KINDS}")
+            raise SourceError(f"{location}: no such kind of address is known; pass {_KINDS}")
         raise SourceError(f"{location}: no such file or folder; pass {_KINDS}")
     if not path.is_file():
         raise SourceError(f"{location}: neither a file nor a folder; pass {_KINDS}")

@@ -186,14 +186,18 @@ class Scene:
             self._keyframes[slot] = _Keyframe(
                 cloud=cloud,
                 frame=self._api.add_frame(_name(slot), show_axes=False, visible=False),
-                camera=self._frustum(f"{_name(slot)}/camera", KEYFRAME, resized(view.image, _THUMBNAIL)),
+                camera=self._frustum(
+                    f"{_name(slot)}/camera", KEYFRAME, resized(view.image, _THUMBNAIL)
+                ),
             )
         self._stale.add(slot)
 
     def _thin(self) -> None:
         """Find how much has to be left out; if that has changed, everything is to be sent."""
         least = self._settings.min_confidence
-        counts = [kept.cloud.count(least) for s, kept in self._keyframes.items() if self._is_here(s)]
+        counts = [
+            kept.cloud.count(least) for s, kept in self._keyframes.items() if self._is_here(s)
+        ]
         halvings = halvings_for(counts, self._settings.max_points)
         if halvings != self._halvings:
             self._halvings = halvings
