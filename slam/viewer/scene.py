@@ -169,11 +169,9 @@ class Scene:
     def _is_here(self, slot: int) -> bool:
         """Whether a keyframe is in the submap that is shown."""
         snapshot = self._snapshot
-        return (
-            snapshot is not None
-            and slot < len(snapshot.submaps)
-            and snapshot.submaps[slot] == snapshot.submap
-        )
+        if snapshot is None or slot >= len(snapshot.submaps):
+            return False
+        return int(snapshot.submaps[slot]) == snapshot.submap
 
     def _take(self, slot: int, view: KeyframeView) -> None:
         """Keep a keyframe that is new or has changed."""

@@ -225,9 +225,10 @@ class Viewer:
 
     def _is_home(self, client: "viser.ClientHandle") -> bool:
         home = self._home
-        return home is not None and np.allclose(
-            client.camera.position, _position(client, home), atol=0.01 * home.distance
-        )
+        if home is None:
+            return False
+        away = np.linalg.norm(client.camera.position - _position(client, home))
+        return bool(away < 0.01 * home.distance)
 
     def _set_home(self, home: Viewpoint, submap: int) -> None:
         """Look at the scene from ``home``, and let those who come later begin there."""
@@ -311,22 +312,23 @@ def _free_address(host: str, port: int) -> str:
     Raises:
         SourceError: there is no such address, or it is in use.
     """
-    problem: OSError | None = None
+    if not 0 <= port < 2**16:  # which the system would take modulo that
+        raise SourceError(f"{host}:{port}: ports are numbers from 0 to 65535")
     try:
         candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise SourceError(f"{host}:{port}: no address to listen at ({error})") from None
+    problem: OSError | None = None
     for family, kind, protocol, _, address in sorted(candidates, key=lambda c: c[0]):
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(address)
                 return str(address[0])
-            except (OSError, OverflowError) as error:
-                taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-                if taken:
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
                     raise SourceError(_TAKEN.format(host=host, port=port)) from None
-                problem = problem or OSError(str(error))
+                problem = problem or error
     raise SourceError(f"{host}:{port}: cannot listen there ({problem})")
 
 
