@@ -57,7 +57,7 @@ class KillAndResume:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-_PROGRAM = (sys.executable, "-m", "slam.cli")
+_PROGRAM = ("mast3r-slam",)
 
 
 def _wait_for(out: pathlib.Path, frames: float, process: subprocess.Popen) -> int:

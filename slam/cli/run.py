@@ -1,5 +1,6 @@
 """``mast3r-slam run SOURCE``: the system on the user's own images."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -45,11 +46,12 @@ from slam.io.open_source import depth_scale_of, open_source
 from slam.outputs import check_folder
 from slam.presets import read_preset
 from slam.priors.rendered import GeometryNoise
+from slam.snapshot import Observer
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Reconstruct a video, a folder of images, a data set, a camera's view, or a made-up room."""
+    """Reconstruct a video, images, a data set, a camera's view, or a made-up room."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Video file, folder of images or of a data set (TUM RGB-D, ETH3D, EuRoC, 7-Scenes, Replica,
@@ -72,6 +74,10 @@ class Run:
     """Do not write the map that later runs could begin with; it is the largest of the results."""
     checkpoint_seconds: float = 60.0
     """A killed run loses at most about so much; 0: checkpoints after every frame."""
+    viewer: Flag = False
+    """Show the map in the browser while it grows."""
+    viewer_port: int = 8080
+    """Where the page is served, to this machine only: http://localhost:8080."""
     start: int = 0
     """First frame to use."""
     stride: int = 1
@@ -123,19 +129,27 @@ class Run:
             rectify=calibrated,
             center_principal_point=self.center_principal_point,
         )
-        return run_and_report(
-            source,
-            self.open_prior(source),
-            without_loop_closure(self.config) if self.no_loop_closure else self.config,
-            self.session(),
-            calibrated=calibrated,
-            min_confidence=self.min_confidence,
-            about=self.choices(),
-            hints=self.hints(source),
-        )
+        prior = self.open_prior(source)
+        with contextlib.ExitStack() as stack:
+            observer, hints = None, self.hints(source)
+            if self.viewer:
+                from slam.viewer import Viewer
 
-    def session(self) -> Session:
-        """What is kept of the run, and where."""
+                observer = stack.enter_context(Viewer(port=self.viewer_port))
+                hints.append(f"open {observer.url} in a browser to look on")
+            return run_and_report(
+                source,
+                prior,
+                without_loop_closure(self.config) if self.no_loop_closure else self.config,
+                self.session(observer),
+                calibrated=calibrated,
+                min_confidence=self.min_confidence,
+                about=self.choices(),
+                hints=hints,
+            )
+
+    def session(self, observer: Observer | None) -> Session:
+        """What is kept of the run, and where, and who looks on."""
         return Session(
             out=self.out if self.resume is None else self.resume,
             overwrite=self.overwrite,
@@ -144,6 +158,7 @@ class Run:
             keep_map=not self.no_map,
             checkpoint_seconds=self.checkpoint_seconds,
             arguments=self.arguments,
+            observer=observer,
         )
 
     @property

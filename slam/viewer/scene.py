@@ -147,7 +147,8 @@ class Scene:
         ends = np.concatenate([cameras, np.quantile(points, [0.05, 0.95], axis=0)])
         center = (ends.min(axis=0) + ends.max(axis=0)) / 2
         radius = float(np.linalg.norm(ends - center, axis=1).max()) or 1.0
-        return Viewpoint(center - 1.1 * radius * ahead + 0.9 * radius * up, center, up)
+        # A ball is in view, 75 degrees wide, from 1.64 times its radius.
+        return Viewpoint(center - 1.3 * radius * ahead + radius * up, center, up)
 
     def behind(self) -> Viewpoint | None:
         """From behind and above the current camera, the way it looks; None if it is lost."""
@@ -218,6 +219,11 @@ class Scene:
         assert self._snapshot is not None
         shown = self._keyframes[slot]
         points, colors = shown.cloud.thinned(self._settings.min_confidence, self._halvings)
+        if not len(points):  # browsers take none for an error
+            if shown.points is not None:
+                shown.points.remove()
+                shown.points = None
+            return
         shown.points = self._api.add_point_cloud(
             f"{_name(slot)}/points",
             points,
@@ -263,7 +269,11 @@ class Scene:
         # From the last one backwards, so that the path always ends at the camera.
         path = snapshot.positions[::-1][::stride]
         self._lines(
-            "/path", np.stack([path[:-1], path[1:]], axis=1), PATH, self._settings.path, thickness=3
+            "/path",
+            np.stack([path[:-1], path[1:]], axis=1),
+            PATH,
+            self._settings.path,
+            thickness=3.0,
         )
 
     def _lines(

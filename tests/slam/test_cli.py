@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -271,6 +272,28 @@ def test_what_a_run_is_asked_to_do(monkeypatch, options, calibrated, closes_loop
     if "--calib" in options:
         assert next(iter(source)).K[0, 0] == pytest.approx(100, rel=1e-6)
         assert asked["about"]["calib"] == "K.txt" and json.dumps(asked["about"])
+
+
+def test_a_viewer_looks_on(monkeypatch, capsys):
+    """The run's observer is a viewer that serves to this machine only, and is closed at the end."""
+    looked = []
+
+    def run_and_report(source, prior, config, wanted, hints, **others):
+        viewer = wanted.observer
+        looked.extend([viewer, *hints])
+        with socket.create_connection(("localhost", viewer.port)):
+            return 0
+
+    monkeypatch.setattr("slam.cli.run.run_and_report", run_and_report)
+    command = ("run", rim.URI, "--prior", "rendered")
+    assert call(*command, "--viewer", "--viewer-port", "0") == 0
+    viewer, said = looked
+    assert viewer.host == "localhost" and viewer.url in said
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", viewer.port))
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(capsys, *command, "--viewer", "--viewer-port", port, words=[str(port)])
 
 
 def test_demo_without_loop_closure(monkeypatch):
