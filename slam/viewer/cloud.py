@@ -42,16 +42,16 @@ class Cloud:
         points = view.points[order]
         # A comparison with NaN is false.
         with np.errstate(invalid="ignore"):
-            fine = (np.abs(points) < _LARGEST).all(axis=1)
+            fine = np.all(np.abs(points) < _LARGEST, axis=1)
         points, confidence = points[fine], view.confidence[order][fine]
-        sure = confidence >= np.median(confidence) if len(confidence) else fine[:0]
+        middle, high = np.quantile(confidence, [0.5, 0.95]) if len(confidence) else (0.0, 0.0)
         return cls(
             points=points.astype(np.float16),
             colors=view.image.reshape(-1, 3)[order][fine],
             confidence=confidence,
             share=len(view.points) / len(order),
-            high=float(np.quantile(confidence, 0.95)) if len(confidence) else 0.0,
-            outline=points[sure][:_OUTLINE],
+            high=float(high),
+            outline=points[confidence >= middle][:_OUTLINE],
         )
 
     def count(self, min_confidence: float) -> int:

@@ -51,14 +51,16 @@ class Panel:
     def __init__(
         self, server: "viser.ViserServer", live: bool, initial: Settings, actions: Actions
     ) -> None:
+        from viser import Icon
+
         self._gui = gui = server.gui
         self._max_points = initial.max_points
         self._status = gui.add_markdown("waiting for the first frame" if live else "")
         self._buttons: list[Any] = []
         if live:
-            self._pause = gui.add_button("Pause", icon="player-pause")
-            self._step = gui.add_button("Step", icon="player-skip-forward", visible=False)
-            self._resume = gui.add_button("Resume", icon="player-play", visible=False)
+            self._pause = gui.add_button("Pause", icon=Icon.PLAYER_PAUSE)
+            self._step = gui.add_button("Step", icon=Icon.PLAYER_SKIP_FORWARD, visible=False)
+            self._resume = gui.add_button("Resume", icon=Icon.PLAYER_PLAY, visible=False)
             self._pause.on_click(lambda _: actions.pause())
             self._step.on_click(lambda _: actions.step())
             self._resume.on_click(lambda _: actions.resume())
@@ -79,7 +81,9 @@ class Panel:
             self._path = gui.add_checkbox("Path", initial.path)
             gui.add_html(_legend(live))
         with gui.add_folder("View"):
-            gui.add_button("Overview", icon="focus-centered").on_click(lambda _: actions.overview())
+            gui.add_button("Overview", icon=Icon.FOCUS_CENTERED).on_click(
+                lambda _: actions.overview()
+            )
             self._follow = gui.add_checkbox(
                 "Follow", False, visible=live, hint="Move with the camera"
             )

@@ -147,7 +147,8 @@ class Scene:
         ends = np.concatenate([cameras, np.quantile(points, [0.05, 0.95], axis=0)])
         center = (ends.min(axis=0) + ends.max(axis=0)) / 2
         radius = float(np.linalg.norm(ends - center, axis=1).max()) or 1.0
-        return Viewpoint(center - 1.1 * radius * ahead + 0.9 * radius * up, center, up)
+        # A ball is in view, 75 degrees wide, from 1.64 times its radius.
+        return Viewpoint(center - 1.3 * radius * ahead + radius * up, center, up)
 
     def behind(self) -> Viewpoint | None:
         """From behind and above the current camera, the way it looks; None if it is lost."""
@@ -184,14 +185,18 @@ class Scene:
             self._keyframes[slot] = _Keyframe(
                 cloud=cloud,
                 frame=self._api.add_frame(_name(slot), show_axes=False, visible=False),
-                camera=self._frustum(f"{_name(slot)}/camera", KEYFRAME, resized(view.image, _THUMBNAIL)),
+                camera=self._frustum(
+                    f"{_name(slot)}/camera", KEYFRAME, resized(view.image, _THUMBNAIL)
+                ),
             )
         self._stale.add(slot)
 
     def _thin(self) -> None:
         """Find how much has to be left out; if that has changed, everything is to be sent."""
         least = self._settings.min_confidence
-        counts = [kept.cloud.count(least) for s, kept in self._keyframes.items() if self._is_here(s)]
+        counts = [
+            kept.cloud.count(least) for s, kept in self._keyframes.items() if self._is_here(s)
+        ]
         halvings = halvings_for(counts, self._settings.max_points)
         if halvings != self._halvings:
             self._halvings = halvings
@@ -214,6 +219,11 @@ class Scene:
         assert self._snapshot is not None
         shown = self._keyframes[slot]
         points, colors = shown.cloud.thinned(self._settings.min_confidence, self._halvings)
+        if not len(points):  # browsers take none for an error
+            if shown.points is not None:
+                shown.points.remove()
+                shown.points = None
+            return
         shown.points = self._api.add_point_cloud(
             f"{_name(slot)}/points",
             points,
@@ -259,7 +269,11 @@ class Scene:
         # From the last one backwards, so that the path always ends at the camera.
         path = snapshot.positions[::-1][::stride]
         self._lines(
-            "/path", np.stack([path[:-1], path[1:]], axis=1), PATH, self._settings.path, thickness=3
+            "/path",
+            np.stack([path[:-1], path[1:]], axis=1),
+            PATH,
+            self._settings.path,
+            thickness=3.0,
         )
 
     def _lines(

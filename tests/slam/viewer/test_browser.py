@@ -49,9 +49,10 @@ def page(browser):
 
 
 def counts(page) -> tuple[int, int, int]:
-    """Pixels left of the controls that are clearly red, green, blue."""
-    shot = Image.open(io.BytesIO(page.screenshot(clip={"x": 0, "y": 0, "width": 560, "height": 500})))
-    rgb = np.asarray(shot.convert("RGB")).astype(int)
+    """Pixels left of the controls, and below a warning that there is no GPU, that are clearly red,
+    green, blue."""
+    clip = {"x": 0, "y": 160, "width": 560, "height": 340}
+    rgb = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")).astype(int)
     others = np.stack([np.delete(rgb, channel, 2).max(-1) for channel in range(3)], -1)
     return tuple(int(n) for n in ((rgb - others) > 100).sum((0, 1)))
 
