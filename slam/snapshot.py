@@ -76,6 +76,10 @@ class Observer(Protocol):
         """
         ...
 
+    def resume(self) -> None:
+        """Wait no longer: a paused run is to end."""
+        ...
+
 
 def compose_poses(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """``first @ second`` on the host, of poses float32 [..., 8] as rows of a snapshot."""

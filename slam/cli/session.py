@@ -123,7 +123,10 @@ def run_and_report(
         )
     live = is_live(source)
     stopping = live or checkpoint is not None
-    with progress_display(console) as on_progress, _first_interrupt(stopping, session.observer) as interrupted:
+    with (
+        progress_display(console) as on_progress,
+        _first_interrupt(stopping, session.observer) as interrupted,
+    ):
         result = runner.run(
             source,
             chosen.prior,
@@ -159,9 +162,7 @@ def run_and_report(
 
 
 @contextlib.contextmanager
-def _first_interrupt(
-    wanted: bool, observer: Observer | None
-) -> Iterator[threading.Event]:
+def _first_interrupt(wanted: bool, observer: Observer | None) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets, if that is ``wanted``; the second one interrupts."""
     event = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
@@ -171,6 +172,8 @@ def _first_interrupt(
 
     def note(signum: int, stack: Any) -> None:
         event.set()
+        if observer is not None:
+            observer.resume()
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)
