@@ -10,6 +10,7 @@ from rich.console import Console
 from slam.cli.options import Flag
 from slam.cli.session import say
 from slam.exports import FORMATS, check_target, export
+from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 
 Target = Annotated[
@@ -37,7 +38,9 @@ class Export:
     def execute(self) -> int:
         """Export; returns the exit status."""
         wanted, out = FORMATS[self.format], self.results
-        path = self.to or out.absolute().parent / f"{out.absolute().name}{wanted.ending}"
+        path = self.to or out.resolve().with_name(f"{out.resolve().name}{wanted.ending}")
+        if path.resolve().is_relative_to(out.resolve()):
+            raise SourceError(f"{path}: is inside the results of the run; choose another place")
         check_target(wanted, path, self.overwrite)
         result = Reconstruction.load(out)
         console = Console(highlight=False)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-import shutil
+import re
 import tempfile
 from collections.abc import Callable
 
@@ -21,8 +21,8 @@ class Format:
     """Writes the file, or into the empty folder; returns what to tell the user."""
     ending: str
     """Of the default name."""
-    contents: frozenset[str] | None = None
-    """What the folder holds; None if it is one file."""
+    contents: str | None = None
+    """Pattern of the files in the folder; None if it is one file."""
 
 
 FORMATS = {
@@ -30,10 +30,8 @@ FORMATS = {
     "glb": Format(files.export_glb, ".glb"),
     "tum": Format(files.export_tum, "-tum.txt"),
     "kitti": Format(files.export_kitti, "-kitti.txt"),
-    "colmap": Format(folders.export_colmap, "-colmap", frozenset(folders.COLMAP_FILES)),
-    "nerfstudio": Format(
-        folders.export_nerfstudio, "-nerfstudio", frozenset(folders.NERFSTUDIO_FILES)
-    ),
+    "colmap": Format(folders.export_colmap, "-colmap", folders.COLMAP_FILES),
+    "nerfstudio": Format(folders.export_nerfstudio, "-nerfstudio", folders.NERFSTUDIO_FILES),
 }
 """By name."""
 
@@ -73,12 +71,17 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
     with tempfile.TemporaryDirectory(prefix=prefix, dir=path.absolute().parent) as workshop:
-        fresh = pathlib.Path(workshop) / "new"
+        fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
         fresh.mkdir()
         said = wanted.write(result, fresh, min_confidence)
         if path.exists():
-            shutil.rmtree(path)
-        fresh.rename(path)
+            path.rename(old)  # vanishes with the workshop
+        try:
+            fresh.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     return said
 
 
@@ -88,6 +91,8 @@ def check_target(wanted: Format, path: pathlib.Path, overwrite: bool) -> None:
     Raises:
         FileExistsError: as ``export`` does.
     """
+    if wanted.contents is None and path.suffix != pathlib.Path(wanted.ending).suffix:
+        raise FileExistsError(f"{path}: must end in {pathlib.Path(wanted.ending).suffix}")
     if not path.exists() and not path.is_symlink():
         return
     if wanted.contents is None:
@@ -96,7 +101,8 @@ def check_target(wanted: Format, path: pathlib.Path, overwrite: bool) -> None:
     else:
         if not path.is_dir() or path.is_symlink():
             raise FileExistsError(f"{path}: exists and is no folder; choose another name")
-        foreign = sorted({entry.name for entry in path.iterdir()} - wanted.contents)
+        inside = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        foreign = sorted(file for file in inside if not re.fullmatch(wanted.contents, file))
         if foreign:
             raise FileExistsError(f"{path}: holds other files ({foreign[0]}); choose another name")
         if not any(path.iterdir()):

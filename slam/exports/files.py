@@ -8,9 +8,10 @@ import numpy as np
 
 from slam.exports.cameras import cameras_of
 from slam.io.atomic import atomic_write
+from slam.io.frames import SourceError
 from slam.io.ply import write_ply
 from slam.io.trajectory_file import write_trajectory
-from slam.reconstruction import Reconstruction
+from slam.reconstruction import PointCloud, Reconstruction
 
 Path = str | os.PathLike[str]
 
@@ -20,9 +21,24 @@ _GRAPHICS = np.diag([1.0, -1.0, -1.0])
 """From x right, y down, z forward to the y up of graphics: half a turn around x."""
 
 
+def confident_cloud(result: Reconstruction, min_confidence: float) -> PointCloud:
+    """The points of the largest submap.
+
+    Raises:
+        SourceError: none is more confident than asked.
+    """
+    cloud = result.point_cloud(min_confidence)
+    if not len(cloud.points):
+        raise SourceError(
+            f"{result.name}: no point is more confident than {min_confidence:g}; lower "
+            "--min-confidence"
+        )
+    return cloud
+
+
 def export_ply(result: Reconstruction, path: Path, min_confidence: float) -> list[str]:
     """The coloured points of the largest submap."""
-    cloud = result.point_cloud(min_confidence)
+    cloud = confident_cloud(result, min_confidence)
     write_ply(path, cloud.points, cloud.colors)
     return [f"{len(cloud.points)} points; opens in MeshLab, CloudCompare, Blender"]
 
@@ -47,7 +63,7 @@ def export_kitti(result: Reconstruction, path: Path, min_confidence: float) -> l
 
 def export_glb(result: Reconstruction, path: Path, min_confidence: float) -> list[str]:
     """Points, camera path and keyframes as binary glTF 2.0, turned so that y is up."""
-    cloud, cameras = result.point_cloud(min_confidence), cameras_of(result)
+    cloud, cameras = confident_cloud(result, min_confidence), cameras_of(result)
     points = cloud.points.astype(np.float64) @ _GRAPHICS
     place = np.asarray(result.trajectory().positions, np.float64)
     extent = float(np.ptp(np.concatenate([cloud.points, place]), axis=0).max())

@@ -7,12 +7,16 @@ import numpy as np
 from PIL import Image
 
 from slam.exports.cameras import Cameras, cameras_of
+from slam.exports.files import confident_cloud
 from slam.exports.tracks import tracks_of
+from slam.io.frames import SourceError
 from slam.io.ply import write_ply
 from slam.reconstruction import Reconstruction
 
-COLMAP_FILES, NERFSTUDIO_FILES = {"images", "sparse"}, {"images", "transforms.json", "points.ply"}
-"""What the folders hold."""
+_IMAGES = r"images/-?\d{5,6}\.png"
+COLMAP_FILES = rf"{_IMAGES}|sparse/0/(cameras|images|points3D)\.txt"
+NERFSTUDIO_FILES = rf"{_IMAGES}|transforms\.json|points\.ply"
+"""Every file of the folders."""
 
 _PIXEL = 0.5
 """Both programs put the centre of the first pixel at (0.5, 0.5), we at (0, 0)."""
@@ -26,7 +30,12 @@ def export_colmap(result: Reconstruction, folder: pathlib.Path, min_confidence: 
     The cameras are the keyframes of the largest submap; the points are chains of matches.
     """
     cameras = cameras_of(result)
-    tracks = tracks_of(result, cameras)
+    tracks = tracks_of(result, cameras, min_confidence)
+    if not len(tracks.points):
+        raise SourceError(
+            f"{result.name}: no keyframes have matches more confident than {min_confidence:g}, of "
+            "which the model's points are made; lower --min-confidence"
+        )
     _write_images(folder, cameras)
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
@@ -72,7 +81,7 @@ def export_nerfstudio(
 ) -> list[str]:
     """``transforms.json`` with the keyframes of the largest submap, their images, and points."""
     cameras = cameras_of(result)
-    cloud = result.point_cloud(min_confidence)
+    cloud = confident_cloud(result, min_confidence)
     _write_images(folder, cameras)
     write_ply(folder / "points.ply", cloud.points, cloud.colors)
     height, width = cameras.image_shape

@@ -36,8 +36,11 @@ class Tracks:
         return float(self.errors.mean()) if len(self.errors) else float("nan")
 
 
-def tracks_of(result: Reconstruction, cameras: Cameras) -> Tracks:
-    """Chains of matches as points: the mean of what their pixels see, without those far off."""
+def tracks_of(result: Reconstruction, cameras: Cameras, min_confidence: float = 0.0) -> Tracks:
+    """Chains of matches as points: the mean of what their pixels see, without those far off.
+
+    Pixels count whose average confidence is above ``min_confidence``.
+    """
     height, width = cameras.image_shape
     num_pixels, places = height * width, np.full(result.num_keyframes, -1)
     places[cameras.slots] = np.arange(len(cameras.slots))
@@ -63,7 +66,7 @@ def tracks_of(result: Reconstruction, cameras: Cameras) -> Tracks:
         seen_W[mine] = cameras.world_points(k)[pixel[mine]]
         certain[mine] = cameras.confidence[k][pixel[mine]]
         colors[mine] = cameras.images[k].reshape(-1, 3)[pixel[mine]]
-    keep = np.isfinite(seen_W).all(axis=1) & (certain > 0)
+    keep = np.isfinite(seen_W).all(axis=1) & (certain > min_confidence)
     for _ in range(2):  # a mean without those that were far from the first one
         keep &= _once(point, camera, certain, keep)
         keep &= np.bincount(point[keep], minlength=point.max(initial=-1) + 1)[point] >= 2

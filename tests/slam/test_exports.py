@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import cv2
 import numpy as np
@@ -73,7 +74,7 @@ def test_colmap_reads_its_model(tmp_path):
     model = pycolmap.Reconstruction(folder / "sparse" / "0")
     assert model.num_images() == result.num_keyframes and model.num_points3D() > 300
     cameras = cameras_of(result)
-    tracks = tracks_of(result, cameras)
+    tracks = tracks_of(result, cameras, 1.5)
     assert model.num_points3D() == len(tracks.points)
     # Its own projections, from its own reading of poses, pixels and intrinsics.
     errors = []
@@ -206,13 +207,42 @@ def test_only_exports_are_replaced(tmp_path):
     (path / "images" / "000000.png").write_bytes(b"old")
     exported("colmap", tmp_path, overwrite=True)
     assert (path / "images" / "000000.png").read_bytes().startswith(b"\x89PNG")
-    (path / "thesis.tex").write_text("years")
-    with pytest.raises(FileExistsError, match=r"holds other files \(thesis.tex\)"):
+    (path / "images" / "holiday.jpg").write_text("years ago")
+    with pytest.raises(FileExistsError, match=r"holds other files \(images/holiday.jpg\)"):
         exported("colmap", tmp_path, overwrite=True)
+    assert (path / "images" / "holiday.jpg").exists()
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(FileExistsError, match=r"thesis.tex: must end in \.ply"):
+        exports.export(rim.result(), "ply", tmp_path / "thesis.tex", overwrite=True)
     (tmp_path / "export.ply").mkdir()
     with pytest.raises(FileExistsError, match="is no file"):
         exported("ply", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["export-colmap", "export.ply"]
+    there = ["export-colmap", "export.ply", "thesis.tex"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("form", ["ply", "glb", "colmap", "nerfstudio"])
+def test_nothing_confident_is_nothing_written(tmp_path, form):
+    with pytest.raises(SourceError, match="confident than 1000; lower --min-confidence"):
+        exported(form, tmp_path, min_confidence=1000.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_rename_leaves_the_earlier_export(tmp_path, monkeypatch):
+    path, _ = exported("nerfstudio", tmp_path)
+    before = (path / "transforms.json").read_bytes()
+    rename = pathlib.Path.rename
+
+    def failing(self, target):
+        if self.name == "new":
+            raise OSError("disk is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", failing)
+    with pytest.raises(OSError, match="disk is gone"):
+        exported("nerfstudio", tmp_path, overwrite=True)
+    assert (path / "transforms.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
@@ -225,5 +255,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert pycolmap.Reconstruction("walk-colmap/sparse/0").num_images() > 2
     assert main(["export", "walk", "--format", "colmap"]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["export", "walk", "--format", "ply", "--to", "walk/x.ply"]) == 2
+    assert "is inside the results" in capsys.readouterr().err
     assert main(["export", "nowhere", "--format", "ply"]) == 2
     assert "nowhere" in capsys.readouterr().err
