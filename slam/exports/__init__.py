@@ -90,9 +90,11 @@ def check_target(wanted: Format, path: pathlib.Path, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: as ``export`` does.
+        SourceError: the name of a file has another ending.
     """
-    if wanted.contents is None and path.suffix != pathlib.Path(wanted.ending).suffix:
-        raise FileExistsError(f"{path}: must end in {pathlib.Path(wanted.ending).suffix}")
+    suffix = "." + wanted.ending.rpartition(".")[2]
+    if wanted.contents is None and path.suffix != suffix:
+        raise SourceError(f"{path}: the name must end in {suffix}")
     if not path.exists() and not path.is_symlink():
         return
     if wanted.contents is None:

@@ -72,7 +72,7 @@ def test_colmap_reads_its_model(tmp_path):
     result = rim.result()
     folder, said = exported("colmap", tmp_path)
     model = pycolmap.Reconstruction(folder / "sparse" / "0")
-    assert model.num_images() == result.num_keyframes and model.num_points3D() > 300
+    assert model.num_images() == result.num_keyframes and model.num_points3D() > 200
     cameras = cameras_of(result)
     tracks = tracks_of(result, cameras, 1.5)
     assert model.num_points3D() == len(tracks.points)
@@ -212,7 +212,7 @@ def test_only_exports_are_replaced(tmp_path):
         exported("colmap", tmp_path, overwrite=True)
     assert (path / "images" / "holiday.jpg").exists()
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(FileExistsError, match=r"thesis.tex: must end in \.ply"):
+    with pytest.raises(SourceError, match=r"thesis.tex: the name must end in \.ply"):
         exports.export(rim.result(), "ply", tmp_path / "thesis.tex", overwrite=True)
     (tmp_path / "export.ply").mkdir()
     with pytest.raises(FileExistsError, match="is no file"):
@@ -223,7 +223,7 @@ def test_only_exports_are_replaced(tmp_path):
 
 @pytest.mark.parametrize("form", ["ply", "glb", "colmap", "nerfstudio"])
 def test_nothing_confident_is_nothing_written(tmp_path, form):
-    with pytest.raises(SourceError, match="confident than 1000; lower --min-confidence"):
+    with pytest.raises(SourceError, match="confident than 1000.*; lower --min-confidence"):
         exported(form, tmp_path, min_confidence=1000.0)
     assert not list(tmp_path.iterdir())
 
