@@ -223,7 +223,7 @@ def test_only_exports_are_replaced(tmp_path):
 
 @pytest.mark.parametrize("form", ["ply", "glb", "colmap", "nerfstudio"])
 def test_nothing_confident_is_nothing_written(tmp_path, form):
-    with pytest.raises(SourceError, match="confident than 1000.*; lower --min-confidence"):
+    with pytest.raises(SourceError, match=r"confident than 1000.*; lower --min-confidence"):
         exported(form, tmp_path, min_confidence=1000.0)
     assert not list(tmp_path.iterdir())
 
