@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from slam.exports import files, folders
 from slam.exports.focal import estimate_focal as estimate_focal
+from slam.exports.rerun_file import export_rrd
 from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 
@@ -32,6 +33,7 @@ FORMATS = {
     "kitti": Format(files.export_kitti, "-kitti.txt"),
     "colmap": Format(folders.export_colmap, "-colmap", folders.COLMAP_FILES),
     "nerfstudio": Format(folders.export_nerfstudio, "-nerfstudio", folders.NERFSTUDIO_FILES),
+    "rrd": Format(export_rrd, ".rrd"),
 }
 """By name."""
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 
 import cv2
 import numpy as np
@@ -259,3 +260,25 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "is inside the results" in capsys.readouterr().err
     assert main(["export", "nowhere", "--format", "ply"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_rerun_reads_back_every_keyframe(tmp_path):
+    reader = pytest.importorskip("rerun.chunk", reason="rerun-sdk, 500 MB, is an extra of its own")
+    result, cameras = rim.result(), cameras_of(rim.result())
+    path, said = exported("rrd", tmp_path)
+    assert f"{len(result.point_cloud().points)} points, 3 keyframes" in said[0]
+    chunks = reader.RrdReader(path).stream().to_chunks()
+    for k in range(result.num_keyframes):
+        here = [c.to_record_batch() for c in chunks if c.entity_path == f"/map/points/{k}"]
+        (rows,) = [batch for batch in here if "Points3D:positions" in batch.schema.names]
+        assert rows.column("keyframe").cast("int64").to_pylist() == [k]
+        points = np.array(rows.column("Points3D:positions")[0].as_py())
+        sure = cameras.confidence[k] > 1.5
+        np.testing.assert_allclose(points, cameras.world_points(k)[sure], atol=1e-5)
+
+
+def test_a_missing_rerun_is_told_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(SourceError, match=r"pip install 'mast3r-slam-jax\[rerun\]'"):
+        exported("rrd", tmp_path)
+    assert not list(tmp_path.iterdir())
