@@ -124,9 +124,8 @@ def run(
         if checkpoint is not None:
             saver = _Saver(checkpoint, prior, config, source.name)
             stack.enter_context(contextlib.closing(saver))
-        frames = stack.enter_context(
-            contextlib.closing(Prefetch(to_come, ahead=1 if is_live(source) else 2))
-        )
+        ahead = 1 if is_live(source) else 2  # what waits is not the newest any more
+        frames = stack.enter_context(contextlib.closing(Prefetch(to_come, ahead)))
         upcoming = _Upcoming(frames, prior, stepper)
         for number, item in enumerate(upcoming, start=first):
             raw, frame = item.raw, item.frame
