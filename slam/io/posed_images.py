@@ -16,7 +16,7 @@ import numpy as np
 from slam.io.calibration import Calibration
 from slam.io.folder import DEFAULT_FPS
 from slam.io.frames import SourceError, SourceFrame
-from slam.io.images import check_one_size, natural_key, read_depth, read_rgb
+from slam.io.images import check_one_size, image_size, read_depth, read_rgb
 from slam.io.tables import Row, read_table
 
 SEVEN_SCENES_CAMERA = (585.0, 585.0, 320.0, 240.0)
@@ -100,18 +100,16 @@ class PosedImages:
 
 def seven_scenes(folder: pathlib.Path) -> PosedImages | None:
     """A sequence of 7-Scenes: ``frame-000000.color.png``, ``.depth.png``, ``.pose.txt``."""
-    images = _numbered(folder, r"frame-(\d+)\.color\.png")
+    images = _numbered(folder, "frame-", ".color.png")
     if not images:
         return None
-    stems = [image.name.removesuffix(".color.png") for image in images]
+    poses = _beside(images, folder, "frame-", ".pose.txt")
+    depths = _beside(images, folder, "frame-", ".depth.png")
     frames = [
-        PosedImage(
-            image,
-            number / DEFAULT_FPS,
-            _beside(folder / f"{stem}.depth.png", image),
-            read_matrix(_beside(folder / f"{stem}.pose.txt", image)),
+        PosedImage(image, number / DEFAULT_FPS, depth, read_matrix(pose))
+        for number, (image, depth, pose) in enumerate(
+            zip(images.values(), depths, poses, strict=True)
         )
-        for number, (image, stem) in enumerate(zip(images, stems, strict=True))
     ]
     camera = Calibration("7-Scenes", *SEVEN_SCENES_CAMERA, size=(640, 480))
     return PosedImages(_name(folder), frames, camera, unknown_depth=65535.0)
@@ -121,7 +119,7 @@ def replica(folder: pathlib.Path) -> PosedImages | None:
     """A scene of Replica as NICE-SLAM renders it: ``results/frame000000.jpg``,
     ``results/depth000000.png``, ``traj.txt``, and ``cam_params.json`` here or one folder up."""
     listing, files = folder / "traj.txt", folder / "results"
-    images = _numbered(files, r"frame(\d+)\.(?:jpg|png)") if listing.is_file() else []
+    images = _numbered(files, "frame", ".jpg", ".png") if listing.is_file() else {}
     if not images:
         return None
     rows = read_table(listing)
@@ -132,14 +130,14 @@ def replica(folder: pathlib.Path) -> PosedImages | None:
         if place.is_file():
             camera, scale = _replica_camera(place)
             break
+    depths: list[pathlib.Path | None] = [None] * len(images)
+    if _numbered(files, "depth", ".png"):
+        depths = [*_beside(images, files, "depth", ".png")]
     frames = []
-    for number, (image, row) in enumerate(zip(images, rows, strict=True)):
+    for number, (image, depth, row) in enumerate(zip(images.values(), depths, rows, strict=True)):
         values = row.numbers(listing, 16, "the 16 numbers of a 4x4 matrix, camera to world")
-        T_WC = _pose(f"{listing}:{row.line}", np.reshape(values, (4, 4)))
-        depth = files / f"depth{re.findall(r'[0-9]+', image.stem)[-1]}.png"
-        frames.append(
-            PosedImage(image, number / DEFAULT_FPS, depth if depth.is_file() else None, T_WC)
-        )
+        T_WC = check_rigid(f"{listing}:{row.line}", np.reshape(values, (4, 4)))
+        frames.append(PosedImage(image, number / DEFAULT_FPS, depth, T_WC))
     return PosedImages(_name(folder), frames, camera, scale)
 
 
@@ -149,27 +147,25 @@ def scannet(folder: pathlib.Path) -> PosedImages | None:
 
     Depth of another size than colour, as it comes, is left out: it is not registered.
     """
-    if not (folder / "color").is_dir() or not (folder / "pose").is_dir():
-        return None
-    images = _numbered(folder / "color", r"(\d+)\.(?:jpg|png)")
-    if not images:
+    images = _numbered(folder / "color", "", ".jpg", ".png")
+    if not images or not (folder / "pose").is_dir():
         return None
     file, camera = folder / "intrinsic" / "intrinsic_color.txt", None
     if file.is_file():
         K = read_matrix(file, rigid=False)
+        if min(K[0, 0], K[1, 1]) <= 0:
+            raise SourceError(f"{file}: focal lengths must be positive pixels")
         camera = Calibration(str(file), K[0, 0], K[1, 1], K[0, 2], K[1, 2])
-    depths: list[pathlib.Path | None] = [folder / "depth" / f"{i.stem}.png" for i in images]
-    first = depths[0]
-    if first is None or not first.is_file() or check_one_size(images) != check_one_size([first]):
-        depths = [None] * len(images)
+    depths: list[pathlib.Path | None] = [None] * len(images)
+    measured = [*_numbered(folder / "depth", "", ".png").values()]
+    if measured and image_size(measured[0]) == image_size(next(iter(images.values()))):
+        depths = [*_beside(images, folder / "depth", "", ".png")]
+    poses = _beside(images, folder / "pose", "", ".txt")
     frames = [
-        PosedImage(
-            image,
-            number / DEFAULT_FPS,
-            depth and _beside(depth, image),
-            read_matrix(_beside(folder / "pose" / f"{image.stem}.txt", image)),
+        PosedImage(image, number / DEFAULT_FPS, depth, read_matrix(pose))
+        for number, (image, depth, pose) in enumerate(
+            zip(images.values(), depths, poses, strict=True)
         )
-        for number, (image, depth) in enumerate(zip(images, depths, strict=True))
     ]
     return PosedImages(_name(folder), frames, camera)
 
@@ -189,13 +185,15 @@ def read_matrix(path: pathlib.Path, rigid: bool = True) -> np.ndarray:
     if rigid and any(_infinite(field) for row in rows for field in row.fields):
         return np.full((4, 4), np.nan)
     matrix = np.array([row.numbers(path, 4, "a row of a 4x4 matrix") for row in rows])
-    return _pose(str(path), matrix) if rigid else matrix
+    return check_rigid(str(path), matrix) if rigid else matrix
 
 
-def _pose(where: str, T: np.ndarray) -> np.ndarray:
+def check_rigid(where: str, T: np.ndarray, meaning: str = "camera to world") -> np.ndarray:
+    """The 4x4 matrix, or ``SourceError`` unless it is a rotation (no mirror) and a translation."""
     R = T[:3, :3]
-    if np.abs(R @ R.T - np.eye(3)).max() > 0.01 or np.abs(T[3] - [0, 0, 0, 1]).max() > 1e-6:
-        raise SourceError(f"{where}: is no rigid transformation, camera to world")
+    bent = np.abs(R @ R.T - np.eye(3)).max() > 0.01 or np.linalg.det(R) < 0
+    if bent or np.abs(T[3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise SourceError(f"{where}: is no rigid transformation, {meaning}")
     return T
 
 
@@ -220,16 +218,30 @@ def _replica_camera(path: pathlib.Path) -> tuple[Calibration, float]:
     return Calibration(str(path), fx, fy, cx, cy, size=size), scale
 
 
-def _numbered(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+def _numbered(folder: pathlib.Path, prefix: str, *suffixes: str) -> dict[str, pathlib.Path]:
+    """Files by the digits in their names, in the order of these numbers."""
     if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if re.fullmatch(pattern, p.name)), key=natural_key)
+        return {}
+    pattern = re.compile(f"{prefix}([0-9]+)(?:{'|'.join(map(re.escape, suffixes))})")
+    files = {match[1]: p for p in folder.iterdir() if (match := pattern.fullmatch(p.name))}
+    return dict(sorted(files.items(), key=lambda item: int(item[0])))
 
 
-def _beside(path: pathlib.Path, image: pathlib.Path) -> pathlib.Path:
-    if not path.is_file():
-        raise SourceError(f"{path}: missing, though there is {image}")
-    return path
+def _beside(
+    images: dict[str, pathlib.Path], folder: pathlib.Path, prefix: str, suffix: str
+) -> list[pathlib.Path]:
+    """The files that go with the images; neither may be without the other."""
+    files = _numbered(folder, prefix, suffix)
+    for digits, image in images.items():
+        if digits not in files:
+            missing = folder / f"{prefix}{digits}{suffix}"
+            raise SourceError(f"{missing}: missing, though there is {image}")
+    for digits, file in files.items():
+        if digits not in images:
+            raise SourceError(
+                f"{file}: its image is missing; move it away, too, to leave that frame out"
+            )
+    return [files[digits] for digits in images]
 
 
 def _name(folder: pathlib.Path) -> str:

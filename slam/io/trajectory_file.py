@@ -8,6 +8,7 @@ are counted from 1970.
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -67,23 +68,33 @@ def read_trajectory(path: str | os.PathLike[str]) -> Trajectory:
     rows = read_table(path)
     if not rows:
         raise SourceError(f"{path}: no poses; expected lines 't x y z qx qy qz qw'")
-    values = np.array([_pose_row(path, row) for row in rows])
-    values = values[np.argsort(values[:, 0], kind="stable")]
-    T_WC = np.tile(np.eye(4), (len(values), 1, 1))
-    T_WC[:, :3, :3] = rotations(values[:, 4:])
-    T_WC[:, :3, 3] = values[:, 1:4]
-    return Trajectory(values[:, 0].copy(), T_WC)
+    return trajectory(np.array([_pose_row(path, row) for row in rows]))
+
+
+def trajectory(rows: Float[np.ndarray, "n 8"]) -> Trajectory:
+    """The poses of rows ``t x y z qx qy qz qw``, sorted by time."""
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    T_WC = np.tile(np.eye(4), (len(rows), 1, 1))
+    T_WC[:, :3, :3] = rotations(rows[:, 4:])
+    T_WC[:, :3, 3] = rows[:, 1:4]
+    return Trajectory(rows[:, 0].copy(), T_WC)
 
 
 def _pose_row(path: pathlib.Path, row: Row) -> list[float]:
-    values = row.numbers(path, count=8, expected="t x y z qx qy qz qw")
-    norm = float(np.linalg.norm(values[4:]))
+    columns = "t x y z qx qy qz qw"
+    values = row.numbers(path, count=8, expected=columns)
+    check_unit_length(f"{path}:{row.line}", values[4:], columns)
+    return values
+
+
+def check_unit_length(where: str, quaternion: Sequence[float], columns: str) -> None:
+    """Raise ``SourceError`` for a quaternion in a file that is far from length 1."""
+    norm = float(np.linalg.norm(quaternion))
     if abs(norm - 1) > QUATERNION_TOLERANCE:
         raise SourceError(
-            f"{path}:{row.line}: quaternion has length {norm:.4g}, expected 1; "
-            "is the column order 't x y z qx qy qz qw'?"
+            f"{where}: quaternion has length {norm:.4g}, expected 1; "
+            f"is the column order '{columns}'?"
         )
-    return values
 
 
 def rotations(q_xyzw: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 3 3"]:

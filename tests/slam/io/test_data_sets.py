@@ -108,7 +108,7 @@ def euroc(folder):
         Image.fromarray(np.full((48, 64), 10 * i, np.uint8)).save(path)
     listing = folder / "mav0/cam0/data.csv"
     listing.write_text("#timestamp [ns],filename\r\n" + "\r\n".join(names) + "\r\n")
-    (folder / "mav0/cam0/sensor.yaml").write_text("%YAML:1.0\n" * 0 + SENSOR)
+    (folder / "mav0/cam0/sensor.yaml").write_text(SENSOR)
     half = np.sqrt(0.5)  # a quarter of a turn to the left
     rows = [
         f"{start + i * 50_000_000 + 1_000_000},{i},0,1.9,{half},0,0,{half},0,0,0" for i in (0, 2)
@@ -171,6 +171,37 @@ def test_euroc(tmp_path):
     assert next(iter(open_source(tmp_path / "MH_00", rectify=True))).distortion is None
 
 
+def test_only_what_is_wanted_is_decoded(tmp_path):
+    """What is skipped may be damaged meanwhile: nobody looks."""
+    for write, names in ((seven_scenes, "frame-{:06d}.color.png"), (scannet, "color/{}.jpg")):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        write(folder)
+        source = open_source(folder, start=1, max_frames=1)
+        for i in (0, 2):
+            (folder / names.format(i)).write_bytes(b"damaged")
+        (frame,) = source
+        assert abs(int(frame.rgb[0, 0, 0]) - 10) <= 1
+
+
+def test_a_sequence_is_known_by_its_content_not_by_the_name_of_its_folder(tmp_path):
+    euroc(tmp_path / "MH_00")
+    renamed = (tmp_path / "MH_00/mav0").rename(tmp_path / "flight")
+    source = open_source(renamed)
+    assert source.name == "flight" and source.num_frames == 3
+    assert next(iter(source)).T_WC is not None
+    shutil.rmtree(renamed / "state_groundtruth_estimate0")
+    assert next(iter(open_source(renamed))).T_WC is None
+
+
+def sensor_of(folder):
+    return folder / "mav0/cam0/sensor.yaml"
+
+
+def truth_of(folder):
+    return folder / "mav0/state_groundtruth_estimate0/data.csv"
+
+
 def edit(path, old, new):
     text = path.read_text()
     assert old in text
@@ -184,6 +215,16 @@ def edit(path, old, new):
             seven_scenes,
             lambda d: (d / "frame-000001.pose.txt").unlink(),
             "01.pose.txt: m",
+        ),
+        (
+            seven_scenes,
+            lambda d: (d / "frame-000001.color.png").unlink(),
+            "01.pose.txt: its image is missing; move it away",
+        ),
+        (
+            seven_scenes,
+            lambda d: (d / "frame-000001.color.png").write_bytes(b"no picture"),
+            "01.color.png: not an image",
         ),
         (
             seven_scenes,
@@ -218,6 +259,21 @@ def edit(path, old, new):
             lambda d: edit(d.parent / "cam_params.json", '"fy"', '"gy"'),
             "cam_params.json: expected camera: w h fx fy cx cy scale",
         ),
+        (
+            replica,
+            lambda d: (d / "results/depth000002.png").unlink(),
+            "results/depth000002.png: missing, though there is",
+        ),
+        (
+            replica,
+            lambda d: (d / "results/frame000002.jpg").unlink(),
+            "traj.txt: 3 poses for 2 images",
+        ),
+        (
+            scannet,
+            lambda d: (d / "color/1.jpg").unlink(),
+            "depth/1.png: its image is missing",
+        ),
         (scannet, lambda d: (d / "pose/2.txt").unlink(), "pose/2.txt: missing, though there is"),
         (
             scannet,
@@ -241,18 +297,52 @@ def edit(path, old, new):
         ),
         (
             euroc,
-            lambda d: edit(d / "mav0/cam0/sensor.yaml", "radial-tangential", "equidistant"),
-            "camera model pinhole with equidistant distortion; only",
+            lambda d: edit(
+                d / "mav0/cam0/data.csv", "1403636579813555584,", "1403636579763555584,"
+            ),
+            "data.csv:3: timestamp 1403636579763555584 does not follow",
         ),
         (
             euroc,
-            lambda d: edit(d / "mav0/cam0/sensor.yaml", "50.0, 50.0, ", ""),
-            "sensor.yaml: expected camera_model, intrinsics",
+            lambda d: edit(sensor_of(d), "radial-tangential", "equidistant"),
+            "sensor.yaml:14: distortion_model 'equidistant' is not known, only 'radial-tangential'",
         ),
         (
             euroc,
-            lambda d: edit(d / "mav0/state_groundtruth_estimate0/data.csv", ",0,0,0.7", ",0,9,0.7"),
-            "data.csv:2: quaternion is not of unit length",
+            lambda d: edit(sensor_of(d), "camera_model: pinhole", "camera_model: omni"),
+            "sensor.yaml:12: camera_model 'omni' is not known, only 'pinhole'",
+        ),
+        (
+            euroc,
+            lambda d: edit(sensor_of(d), "[50.0, 50.0, ", "["),
+            "sensor.yaml:13: expected 4 numbers 'intrinsics: fu fv cu cv'",
+        ),
+        (
+            euroc,
+            lambda d: edit(sensor_of(d), "[64, 48]", "[64, 0]"),
+            "sensor.yaml:11: width and height must be positive",
+        ),
+        (
+            euroc,
+            lambda d: edit(sensor_of(d), "0.0, 0.0, 0.0, 1.0]", "0.0]"),
+            "sensor.yaml:6: expected 16 numbers 'T_BS.data: 4x4 matrix, camera to body'",
+        ),
+        (
+            euroc,
+            lambda d: edit(sensor_of(d), "[0.0, 0.0, 1.0,", "[0.0, 0.0, -1.0,"),  # a mirror
+            "sensor.yaml:6: is no rigid transformation, camera to body",
+        ),
+        (euroc, lambda d: sensor_of(d).unlink(), "sensor.yaml: cannot be read"),
+        (
+            euroc,
+            lambda d: edit(truth_of(d), ",0,0,0.7", ",0,9,0.7"),
+            "data.csv:2: quaternion has length",
+        ),
+        (euroc, lambda d: edit(truth_of(d), ",1.9,", ",up,"), "data.csv:2: expected 11 numbers"),
+        (
+            euroc,
+            lambda d: truth_of(d).write_text("7,0,0,0,1,0,0,0\n"),
+            "data.csv: no timestamp is within 0.005 s of one in",
         ),
     ],
 )
