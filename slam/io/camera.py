@@ -1,17 +1,22 @@
-"""Live images: a webcam, a network stream, whatever OpenCV can open by address."""
+"""Live images: a webcam, a network stream, a RealSense, whatever can be opened by address."""
 
 import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 
+from slam.io import realsense
 from slam.io.frames import SourceError, SourceFrame
 
-ADDRESS = re.compile(r"webcam:(\d+)|(?:rtsp|rtsps|rtmp|http|https|udp|tcp)://\S+", re.IGNORECASE)
+ADDRESS = re.compile(
+    r"webcam:(?P<number>\d+)|realsense:(?P<serial>\w*)|gstreamer:(?P<pipeline>.*\S.*)"
+    r"|(?:rtsp|rtsps|rtmp|http|https|udp|tcp)://\S+",
+    re.IGNORECASE,
+)
 """What ``LiveSource`` takes."""
 PATIENCE = 10.0
 """Seconds without a picture after which a stream counts as broken."""
@@ -22,9 +27,11 @@ class LiveSource:
 
     A thread takes pictures as fast as they come and keeps the last one, so a slow consumer misses
     pictures but is never late. Timestamps are seconds since the first, when they were taken. Each
-    iteration opens the camera anew and ends when the stream does.
+    iteration opens the camera anew and ends when the stream does; closing the iterator closes the
+    camera. A RealSense brings its intrinsics and the distortion of its lens.
 
-    Raises ``SourceError`` if the camera cannot be opened, and while iterating if nothing comes.
+    Raises ``SourceError`` if there is no such kind of address or the package it needs, and while
+    iterating if the camera cannot be opened, or nothing comes.
     """
 
     live = True
@@ -37,27 +44,28 @@ class LiveSource:
         self.address, self.patience = address, patience
         self.name = re.sub(r"\W+", "-", re.sub(r"//[^/@]*@", "//", address)).strip("-")
         self.num_frames: int | None = None
-        self._place = address if match[1] is None else int(match[1])
+        self._parts = match
+        if match["serial"] is not None:
+            realsense.load(address)  # before any work is done
+        elif match["pipeline"] is not None and not _has_gstreamer():
+            raise SourceError(
+                f"{address}: this OpenCV was built without GStreamer, as those from PyPI are; "
+                "install one with it, or pass the frames to slam.run"
+            )
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        capture = cv2.VideoCapture(self._place)
-        if not capture.isOpened():
-            capture.release()
-            raise SourceError(
-                f"{self.address}: cannot be opened; is it there, and not in use elsewhere?"
-            )
-        newest = _Newest(capture)
+        camera = self._open()
+        newest = _Newest(camera)
         try:
             index = 0
-            while True:
-                picture = newest.take(self.patience)
-                if picture is None:
-                    return
-                taken, image = picture
+            while picture := newest.take(self.patience):
+                taken, rgb = picture
                 yield SourceFrame(
                     index=index,
                     timestamp=taken - newest.first,
-                    rgb=np.ascontiguousarray(image[..., ::-1]),
+                    rgb=rgb,
+                    K=camera.K,
+                    distortion=camera.distortion,
                     origin=f"{self.address} frame {index}",
                 )
                 index += 1
@@ -65,41 +73,95 @@ class LiveSource:
             raise SourceError(
                 f"{self.address}: no picture for {self.patience:g} s; is the stream still running?"
             ) from None
+        except (cv2.error, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise SourceError(f"{self.address}: the camera failed ({reason})") from None
         finally:
             newest.stop()
-            capture.release()
+
+    def _open(self) -> "_Camera":
+        # What hangs in a driver ends by itself, and after somebody has said so.
+        wait = self.patience + 1
+        if self._parts["serial"] is not None:
+            return realsense.RealSenseCamera(self.address, self._parts["serial"], wait)
+        return _OpenCVCamera(self.address, self._parts, wait)
 
 
 @runtime_checkable
-class _Capture(Protocol):
-    """OpenCV's, as far as it is needed."""
+class _Camera(Protocol):
+    """Something that is open."""
 
-    def read(self) -> tuple[bool, Any]:
-        """Whether there was a picture, and the picture."""
+    K: np.ndarray | None
+    distortion: np.ndarray | None
+
+    def read(self) -> np.ndarray | None:
+        """Waits for the next picture, RGB; None at the end."""
+        ...
+
+    def release(self) -> None:
+        """Close it."""
         ...
 
 
-class _Newest:
-    """Takes pictures in a thread and keeps the last one."""
+class _OpenCVCamera:
+    """A webcam, a pipeline or a stream, by OpenCV."""
 
-    def __init__(self, capture: _Capture) -> None:
+    K = distortion = None
+
+    def __init__(self, address: str, parts: re.Match[str], wait: float) -> None:
+        if parts["number"] is not None:
+            self._capture = cv2.VideoCapture(int(parts["number"]))
+        elif parts["pipeline"] is not None:
+            self._capture = cv2.VideoCapture(parts["pipeline"].strip(), cv2.CAP_GSTREAMER)
+        else:
+            limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+            pairs = [value for limit in limits for value in (limit, round(1000 * wait))]
+            self._capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, pairs)
+        if not self._capture.isOpened():
+            self.release()
+            raise SourceError(
+                f"{address}: cannot be opened; is it there, and not in use elsewhere?"
+            )
+
+    def read(self) -> np.ndarray | None:
+        there, image = self._capture.read()
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if there else None
+
+    def release(self) -> None:
+        self._capture.release()
+
+
+def _has_gstreamer() -> bool:
+    return any(
+        re.search(r"GStreamer:\s+YES", line) for line in cv2.getBuildInformation().splitlines()
+    )
+
+
+class _Newest:
+    """Takes pictures in a thread, keeps the last one, and closes the camera when it ends."""
+
+    def __init__(self, camera: _Camera) -> None:
         self.first = 0.0
-        self._capture, self._stopped = capture, False
+        self._camera, self._stopped = camera, False
         self._changed = threading.Condition()
         self._picture: tuple[float, np.ndarray] | None = None
         self._ended = False
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
     def take(self, patience: float) -> tuple[float, np.ndarray] | None:
         """The newest picture that was not taken yet, and when it was made; None at the end.
 
-        Raises ``TimeoutError`` if there is none within ``patience`` seconds.
+        Raises ``TimeoutError`` if there is none within ``patience`` seconds, and what the camera
+        has raised.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._picture or self._ended, patience):
                 raise TimeoutError
             picture, self._picture = self._picture, None
+            if picture is None and self._failure is not None:
+                raise self._failure
             return picture
 
     def stop(self) -> None:
@@ -108,15 +170,18 @@ class _Newest:
         self._thread.join(1.0)
 
     def _run(self) -> None:
-        while not self._stopped:
-            there, image = self._capture.read()
-            now = time.monotonic()
-            with self._changed:
-                if not there:
-                    self._ended = True
-                else:
+        # Nobody else closes the camera: drivers do not survive that while they are being read.
+        try:
+            while not self._stopped and (rgb := self._camera.read()) is not None:
+                now = time.monotonic()
+                with self._changed:
                     self.first = self.first or now
-                    self._picture = (now, image)
+                    self._picture = (now, rgb)
+                    self._changed.notify()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._camera.release()
+            with self._changed:
+                self._ended = True
                 self._changed.notify()
-                if not there:
-                    return

@@ -1,13 +1,19 @@
 """Cameras and iterables: what has no end, or no files."""
 
 import gc
+import http.server
+import io
 import itertools
+import sys
+import threading
 import time
+import types
 from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from slam import IterableSource, runner
 from slam.io import camera
@@ -15,16 +21,17 @@ from slam.io.camera import LiveSource
 from slam.io.frames import Source, SourceError
 from slam.io.open_source import is_live, open_source
 from tests.slam import rim
+from tests.slam.io.recordings import number_of, picture
 
 
 class Capture:
     """In place of ``cv2.VideoCapture``: 40 pictures, one every 5 ms."""
 
     opened: ClassVar[list] = []
-    length, hangs = 40, False
+    length, hangs, fails = 40, False, False
 
-    def __init__(self, place):
-        self.place, self.count, self.released = place, 0, False
+    def __init__(self, place, *options):
+        self.place, self.options, self.count, self.released = place, options, 0, False
         Capture.opened.append(self)
 
     def isOpened(self):
@@ -32,6 +39,9 @@ class Capture:
 
     def read(self):
         time.sleep(0.005)
+        assert not self.released, "closed while it was being read"
+        if self.fails:
+            raise cv2.error("OpenCV(5.0.0) decoder.cpp:7:\n  no such codec")
         if self.count >= self.length:
             if self.hangs:
                 time.sleep(0.5)
@@ -72,6 +82,13 @@ def test_a_slow_consumer_gets_the_newest_picture():
 def test_streams_by_address(fake):
     (frame,) = open_source("rtsp://user:secret@10.0.0.3:554/left", max_frames=1)
     assert fake[0].place == "rtsp://user:secret@10.0.0.3:554/left"
+    # Neither opening nor reading may hang for longer than a user is kept waiting.
+    backend, limits = fake[0].options
+    assert backend == cv2.CAP_FFMPEG
+    assert dict(zip(limits[::2], limits[1::2], strict=True)) == {
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: 11000,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC: 11000,
+    }
     sliced = open_source("http://10.0.0.3/video", stride=2, max_frames=2)
     assert is_live(sliced) and len(list(sliced)) == 2
     assert frame.rgb.shape == (48, 64, 3)
@@ -87,9 +104,171 @@ def test_cameras_that_do_not_work(monkeypatch):
     next(frames)
     with pytest.raises(SourceError, match=r"webcam:0: no picture for 0\.1 s"):
         next(frames)
+    monkeypatch.setattr(Capture, "fails", True)
+    with pytest.raises(SourceError, match=r"webcam:0: the camera failed \(.*no such codec\)"):
+        next(iter(LiveSource("webcam:0")))
     with pytest.raises(SourceError, match="webcam:front: no such kind of address"):
         open_source("webcam:front")
     assert camera.ADDRESS.fullmatch("C:/video.mp4") is None
+
+
+def test_pipelines_of_gstreamer(fake, monkeypatch):
+    pipeline = "v4l2src ! videoconvert ! appsink"
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GStreamer:   NO\n")
+    with pytest.raises(SourceError, match="appsink: this OpenCV was built without GStreamer"):
+        open_source(f"gstreamer:{pipeline}")
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GStreamer:   YES (1.22.0)\n")
+    assert len(list(open_source(f"gstreamer:{pipeline}", max_frames=1))) == 1
+    assert (fake[0].place, fake[0].options) == (pipeline, (cv2.CAP_GSTREAMER,))
+
+
+class Pictures(http.server.BaseHTTPRequestHandler):
+    """An IP camera: motion JPEG, picture after picture."""
+
+    count = 25
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        for number in range(self.count):
+            jpeg = io.BytesIO()
+            Image.fromarray(picture(number)).save(jpeg, "JPEG", quality=95)
+            head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {jpeg.tell()}\r\n\r\n"
+            self.wfile.write(head.encode() + jpeg.getvalue() + b"\r\n")
+            time.sleep(0.01)
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+def test_a_camera_of_the_network(monkeypatch):
+    """OpenCV itself, and a server of this machine."""
+    monkeypatch.undo()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}/video"
+    try:
+        frames = list(open_source(address))
+        numbers = [number_of(frame.rgb) for frame in frames]
+        assert numbers == sorted(set(numbers)) and numbers[-1] == Pictures.count - 1
+        assert frames[0].rgb.shape == (48, 64, 3)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    with pytest.raises(SourceError, match="/video: cannot be opened"):
+        next(iter(open_source(address)))
+
+
+class RealSense(types.ModuleType):
+    """In place of pyrealsense2: the calls of its 2.59, of one device with the number 42."""
+
+    model, coeffs = "inverse_brown_conrady", [-0.06, 0.07, 0.0004, 0.0007, -0.02]
+
+    def __init__(self):
+        super().__init__("pyrealsense2")
+        self.stream = types.SimpleNamespace(color="color")
+        self.format = types.SimpleNamespace(rgb8="rgb8")
+        self.running, self.count, self.wanted = 0, 0, None
+        self.memory = np.zeros((480, 640, 3), np.uint8)  # the device's, for all pictures
+
+    def config(self):
+        return RealSenseConfig()
+
+    def pipeline(self):
+        return RealSensePipeline(self)
+
+
+class RealSenseConfig:
+    serial = None
+
+    def enable_device(self, serial):
+        self.serial = serial
+
+    def enable_stream(self, stream_type, width, height, format, framerate):
+        self.stream = (stream_type, width, height, format, framerate)
+
+
+class RealSensePipeline:
+    def __init__(self, module):
+        self.module = module
+
+    def start(self, config):
+        if config.serial not in (None, "42"):
+            raise RuntimeError("No device connected")
+        assert config.stream == ("color", 640, 480, "rgb8", 30)
+        self.module.running += 1
+        return self
+
+    def get_stream(self, stream_type):
+        assert stream_type == "color"
+        return self
+
+    def as_video_stream_profile(self):
+        return self
+
+    def get_intrinsics(self):
+        model = types.SimpleNamespace(name=self.module.model)
+        sides = {"width": 640, "height": 480, "fx": 600.0, "fy": 601.0, "ppx": 319.0, "ppy": 241.0}
+        return types.SimpleNamespace(model=model, coeffs=self.module.coeffs, **sides)
+
+    def try_wait_for_frames(self, timeout_ms=5000):
+        assert self.module.running == 1, "stopped while it was being read"
+        time.sleep(0.005)
+        if self.module.count == 30:
+            return False, None
+        self.module.count += 1
+        self.module.memory[..., 0] = self.module.count
+        return True, self
+
+    def get_color_frame(self):
+        return self
+
+    def get_data(self):
+        return memoryview(self.module.memory)
+
+    def stop(self):
+        self.module.running -= 1
+
+
+@pytest.fixture
+def device(monkeypatch):
+    module = RealSense()
+    monkeypatch.setitem(sys.modules, "pyrealsense2", module)
+    yield module
+    gc.collect()
+    assert module.running == 0
+
+
+@pytest.mark.parametrize("address", ["realsense:", "realsense:42"])
+def test_a_realsense_brings_its_lens(device, address):
+    source = open_source(address)
+    assert is_live(source) and source.num_frames is None and device.running == 0
+    first, *others = source
+    # The first picture stays what it was when the device writes the next ones.
+    assert (first.rgb == first.rgb[0, 0]).all() and first.rgb[0, 0].tolist()[1:] == [0, 0]
+    assert first.rgb[0, 0, 0] < others[-1].rgb[0, 0, 0] == 30
+    np.testing.assert_array_equal(first.K, [[600, 0, 319], [0, 601, 241], [0, 0, 1]])
+    np.testing.assert_array_equal(first.distortion, RealSense.coeffs)
+    device.count = 0
+    (straight,) = open_source(address, rectify=True, max_frames=1)
+    assert straight.distortion is None and straight.rgb.shape == (480, 640, 3)
+
+
+def test_a_realsense_that_does_not_work(device, monkeypatch):
+    with pytest.raises(SourceError, match=r"realsense:7: cannot be opened \(No device connected\)"):
+        next(iter(open_source("realsense:7")))
+    device.model = "kannala_brandt4"
+    with pytest.raises(SourceError, match=r"realsense:: the lens is a fisheye \(kannala_brandt4\)"):
+        next(iter(open_source("realsense:")))
+    assert device.running == 0
+    device.coeffs = [0.0] * 5
+    assert next(iter(open_source("realsense:"))).distortion is None
+    monkeypatch.setitem(sys.modules, "pyrealsense2", None)
+    with pytest.raises(SourceError, match=r"pip install 'mast3r-slam-jax\[realsense\]'"):
+        open_source("realsense:")
 
 
 def test_any_iterable_is_a_source():
