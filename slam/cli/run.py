@@ -55,7 +55,7 @@ class Run:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Video file, folder of images or of a data set (TUM RGB-D, ETH3D, EuRoC, 7-Scenes, Replica,
-    ScanNet), `webcam:0`, `rtsp://...`, or `procedural:room?seed=3&frames=150`."""
+    ScanNet), `webcam:0`, `realsense:`, `rtsp://...`, or `procedural:room?seed=3&frames=150`."""
     prior: PriorName = None
     """Folder made by `mast3r-slam convert` or `train`, or `rendered`: the source's own depth and
     poses, with errors such as --noise.depth 0.01; see --help-all."""

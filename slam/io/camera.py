@@ -106,7 +106,8 @@ class _Camera(Protocol):
 class _OpenCVCamera:
     """A webcam, a pipeline or a stream, by OpenCV."""
 
-    K = distortion = None
+    K: np.ndarray | None = None
+    distortion: np.ndarray | None = None
 
     def __init__(self, address: str, parts: re.Match[str], wait: float) -> None:
         if parts["number"] is not None:

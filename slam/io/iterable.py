@@ -1,5 +1,6 @@
 """Images from anywhere: arrays or frames that some Python code yields."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -18,7 +19,9 @@ class IterableSource:
         K: intrinsics of images, float [3, 3] in pixels; None: unknown.
         name: for output folders and messages.
 
-    Raises ``SourceError`` while iterating for anything that is no image.
+    Images are copied, so whoever yields them may use one array for all.
+
+    Raises ``SourceError`` for a rate that is not positive, and while iterating for any non-image.
     """
 
     def __init__(
@@ -28,6 +31,8 @@ class IterableSource:
         K: Float[np.ndarray, "3 3"] | None = None,
         name: str = "frames",
     ) -> None:
+        if not (math.isfinite(fps) and fps > 0):
+            raise SourceError(f"{name}: fps={fps} must be a positive number")
         self.frames, self.fps, self.K, self.name = frames, fps, K, name
         self.num_frames: int | None = len(frames) if hasattr(frames, "__len__") else None  # type: ignore[arg-type]
 
@@ -36,7 +41,10 @@ class IterableSource:
             if isinstance(item, SourceFrame):
                 yield item
                 continue
-            image = np.asarray(item)
+            try:
+                image = np.array(item)
+            except ValueError as error:  # rows of different lengths
+                raise SourceError(f"{self.name}: frame {index} is no array ({error})") from None
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise SourceError(
                     f"{self.name}: frame {index} is {image.dtype} {list(image.shape)}; expected "

@@ -23,7 +23,7 @@ from slam.io.video import VideoSource
 
 _KINDS = (
     "a video file, a folder of images or of a known data set (TUM RGB-D, ETH3D, EuRoC, 7-Scenes, "
-    "Replica, ScanNet), a camera (webcam:0, rtsp://...) or a 'procedural:' scene"
+    "Replica, ScanNet), a camera (webcam:0, realsense:, rtsp://...) or a 'procedural:' scene"
 )
 
 

@@ -21,6 +21,9 @@ class RealSenseCamera:
     lens that no known model describes.
     """
 
+    K: np.ndarray | None
+    distortion: np.ndarray | None
+
     def __init__(self, address: str, serial: str, patience: float) -> None:
         rs = load(address)
         self._wait = round(1000 * patience)

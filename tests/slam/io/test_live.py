@@ -282,6 +282,22 @@ def test_any_iterable_is_a_source():
     np.testing.assert_array_equal(frames[0].K, K)
     with pytest.raises(SourceError, match=r"frames: frame 1 is float64 \[48, 64, 3\]; expected"):
         list(IterableSource([images[0], images[1] / 255]))
+    with pytest.raises(SourceError, match=r"frames: frame 2 is uint8 \[48, 64\]; expected"):
+        list(IterableSource([*images[:2], images[2][..., 0]]))
+    with pytest.raises(SourceError, match="frames: frame 0 is no array"):
+        list(IterableSource(rows for rows in [[[1, 2], [3]]]))
+    with pytest.raises(SourceError, match=r"mine: fps=0\.0 must be a positive number"):
+        IterableSource(images, fps=0.0, name="mine")
+
+
+def test_an_iterable_may_use_one_array_for_all_images():
+    def images():
+        image = np.empty((48, 64, 3), np.uint8)
+        for number in range(3):
+            image[:] = number
+            yield image
+
+    assert [int(frame.rgb[0, 0, 0]) for frame in list(IterableSource(images()))] == [0, 1, 2]
 
 
 def test_a_run_takes_any_iterable():
