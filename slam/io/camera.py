@@ -4,13 +4,14 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 
 from slam.io import realsense
 from slam.io.frames import SourceError, SourceFrame
+from slam.io.video import opencv_quiet
 
 ADDRESS = re.compile(
     r"webcam:(?P<number>\d+)|realsense:(?P<serial>\w*)|gstreamer:(?P<pipeline>.*\S.*)"
@@ -110,14 +111,8 @@ class _OpenCVCamera:
     distortion: np.ndarray | None = None
 
     def __init__(self, address: str, parts: re.Match[str], wait: float) -> None:
-        if parts["number"] is not None:
-            self._capture = cv2.VideoCapture(int(parts["number"]))
-        elif parts["pipeline"] is not None:
-            self._capture = cv2.VideoCapture(parts["pipeline"].strip(), cv2.CAP_GSTREAMER)
-        else:
-            limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
-            pairs = [value for limit in limits for value in (limit, round(1000 * wait))]
-            self._capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, pairs)
+        with opencv_quiet():
+            self._capture = cv2.VideoCapture(*_place(address, parts, round(1000 * wait)))
         if not self._capture.isOpened():
             self.release()
             raise SourceError(
@@ -130,6 +125,17 @@ class _OpenCVCamera:
 
     def release(self) -> None:
         self._capture.release()
+
+
+def _place(address: str, parts: re.Match[str], milliseconds: int) -> tuple[Any, ...]:
+    """What ``cv2.VideoCapture`` is called with."""
+    if parts["number"] is not None:
+        return (int(parts["number"]),)
+    if parts["pipeline"] is not None:
+        return parts["pipeline"].strip(), cv2.CAP_GSTREAMER
+    limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+    pairs = [value for limit in limits for value in (limit, milliseconds)]
+    return address, cv2.CAP_FFMPEG, pairs
 
 
 def _has_gstreamer() -> bool:

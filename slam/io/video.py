@@ -79,7 +79,9 @@ class VideoSource:
 
     @contextlib.contextmanager
     def _capture(self) -> Iterator[cv2.VideoCapture]:
-        capture = _open_quietly(self.path)
+        # FFmpeg only: no guessing at image sequences or cameras.
+        with opencv_quiet():
+            capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         try:
             if not capture.isOpened():
                 raise SourceError(
@@ -133,12 +135,13 @@ def looks_like_text(path: pathlib.Path) -> bool:
     return True
 
 
-def _open_quietly(path: pathlib.Path) -> cv2.VideoCapture:
-    """Open with FFmpeg only (no guessing at image sequences or cameras), without OpenCV's log."""
+@contextlib.contextmanager
+def opencv_quiet() -> Iterator[None]:
+    """OpenCV's log does not appear beside the one sentence we raise."""
     logging = cv2.utils.logging
     level = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
-        return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        yield
     finally:
         logging.setLogLevel(level)

@@ -238,7 +238,6 @@ def device(monkeypatch):
     module = RealSense()
     monkeypatch.setitem(sys.modules, "pyrealsense2", module)
     yield module
-    gc.collect()
     assert module.running == 0
 
 
