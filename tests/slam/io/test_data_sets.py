@@ -194,6 +194,20 @@ def test_a_sequence_is_known_by_its_content_not_by_the_name_of_its_folder(tmp_pa
     assert next(iter(open_source(renamed))).T_WC is None
 
 
+def test_replica_without_its_camera_or_depth(tmp_path):
+    scene = tmp_path / "room0"
+    scene.mkdir()
+    replica(scene)
+    (tmp_path / "cam_params.json").unlink()
+    frame = next(iter(open_source(scene)))
+    assert frame.K is None
+    np.testing.assert_allclose(frame.depth, 1.5, atol=1e-4)  # 6553.5 a metre
+    for i in range(3):
+        (scene / f"results/depth{i:06d}.png").unlink()
+    frame = next(iter(open_source(scene)))
+    assert frame.depth is None and frame.T_WC is not None
+
+
 def sensor_of(folder):
     return folder / "mav0/cam0/sensor.yaml"
 
