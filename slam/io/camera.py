@@ -1,5 +1,6 @@
 """Live images: a webcam, a network stream, a RealSense, whatever can be opened by address."""
 
+import contextlib
 import re
 import threading
 import time
@@ -43,7 +44,9 @@ class LiveSource:
         if match is None:
             raise SourceError(f"{address}: no address of a camera, such as webcam:0 or rtsp://...")
         self.address, self.patience = address, patience
-        self.name = re.sub(r"\W+", "-", re.sub(r"//[^/@]*@", "//", address)).strip("-")
+        # Messages and logs are shown to others: they do without the user and the password.
+        self._shown = re.sub(r"//[^/]*@", "//", address)
+        self.name = re.sub(r"\W+", "-", self._shown).strip("-")
         self.num_frames: int | None = None
         self._parts = match
         if match["serial"] is not None:
@@ -67,16 +70,15 @@ class LiveSource:
                     rgb=rgb,
                     K=camera.K,
                     distortion=camera.distortion,
-                    origin=f"{self.address} frame {index}",
+                    origin=f"{self._shown} frame {index}",
                 )
                 index += 1
         except TimeoutError:
             raise SourceError(
-                f"{self.address}: no picture for {self.patience:g} s; is the stream still running?"
+                f"{self._shown}: no picture for {self.patience:g} s; is the stream still running?"
             ) from None
-        except (cv2.error, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise SourceError(f"{self.address}: the camera failed ({reason})") from None
+        except _CameraError as error:
+            raise SourceError(f"{self._shown}: the camera failed ({error})") from None
         finally:
             newest.stop()
 
@@ -85,7 +87,8 @@ class LiveSource:
         wait = self.patience + 1
         if self._parts["serial"] is not None:
             return realsense.RealSenseCamera(self.address, self._parts["serial"], wait)
-        return _OpenCVCamera(self.address, self._parts, wait)
+        place = _place(self.address, self._parts, round(1000 * wait))
+        return _OpenCVCamera(self._shown, place)
 
 
 @runtime_checkable
@@ -110,14 +113,12 @@ class _OpenCVCamera:
     K: np.ndarray | None = None
     distortion: np.ndarray | None = None
 
-    def __init__(self, address: str, parts: re.Match[str], wait: float) -> None:
+    def __init__(self, shown: str, place: tuple[Any, ...]) -> None:
         with opencv_quiet():
-            self._capture = cv2.VideoCapture(*_place(address, parts, round(1000 * wait)))
+            self._capture = cv2.VideoCapture(*place)
         if not self._capture.isOpened():
             self.release()
-            raise SourceError(
-                f"{address}: cannot be opened; is it there, and not in use elsewhere?"
-            )
+            raise SourceError(f"{shown}: cannot be opened; is it there, and not in use elsewhere?")
 
     def read(self) -> np.ndarray | None:
         there, image = self._capture.read()
@@ -144,6 +145,10 @@ def _has_gstreamer() -> bool:
     )
 
 
+class _CameraError(Exception):
+    """A driver's error, of whatever kind, in one line."""
+
+
 class _Newest:
     """Takes pictures in a thread, keeps the last one, and closes the camera when it ends."""
 
@@ -160,15 +165,15 @@ class _Newest:
     def take(self, patience: float) -> tuple[float, np.ndarray] | None:
         """The newest picture that was not taken yet, and when it was made; None at the end.
 
-        Raises ``TimeoutError`` if there is none within ``patience`` seconds, and what the camera
-        has raised.
+        Raises ``TimeoutError`` if there is none within ``patience`` seconds, and ``_CameraError``
+        with what the camera has raised.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._picture or self._ended, patience):
                 raise TimeoutError
             picture, self._picture = self._picture, None
             if picture is None and self._failure is not None:
-                raise self._failure
+                raise _CameraError(" ".join(str(self._failure).split())) from self._failure
             return picture
 
     def stop(self) -> None:
@@ -188,7 +193,8 @@ class _Newest:
         except Exception as error:
             self._failure = error
         finally:
-            self._camera.release()
+            with contextlib.suppress(Exception):  # a device that is gone cannot be closed
+                self._camera.release()
             with self._changed:
                 self._ended = True
                 self._changed.notify()

@@ -38,18 +38,16 @@ class IterableSource:
 
     def __iter__(self) -> Iterator[SourceFrame]:
         for index, item in enumerate(self.frames):
+            where = f"{self.name}: frame {index}"
             if isinstance(item, SourceFrame):
+                _check_image(where, item.rgb)
                 yield item
                 continue
             try:
                 image = np.array(item)
             except ValueError as error:  # rows of different lengths
-                raise SourceError(f"{self.name}: frame {index} is no array ({error})") from None
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise SourceError(
-                    f"{self.name}: frame {index} is {image.dtype} {list(image.shape)}; expected "
-                    "uint8 [height, width, 3], RGB"
-                )
+                raise SourceError(f"{where} is no array ({error})") from None
+            _check_image(where, image)
             yield SourceFrame(
                 index=index,
                 timestamp=index / self.fps,
@@ -57,3 +55,10 @@ class IterableSource:
                 K=self.K,
                 origin=f"{self.name} frame {index}",
             )
+
+
+def _check_image(where: str, image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise SourceError(
+            f"{where} is {image.dtype} {list(image.shape)}; expected uint8 [height, width, 3], RGB"
+        )

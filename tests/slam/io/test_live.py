@@ -1,5 +1,6 @@
 """Cameras and iterables: what has no end, or no files."""
 
+import dataclasses
 import gc
 import http.server
 import io
@@ -110,6 +111,37 @@ def test_cameras_that_do_not_work(monkeypatch):
     with pytest.raises(SourceError, match="webcam:front: no such kind of address"):
         open_source("webcam:front")
     assert camera.ADDRESS.fullmatch("C:/video.mp4") is None
+
+
+def test_what_a_driver_raises_is_told_in_one_sentence(monkeypatch):
+    def lost(self):
+        raise ValueError("device\nlost")
+
+    monkeypatch.setattr(Capture, "read", lost)
+    with pytest.raises(SourceError, match=r"webcam:0: the camera failed \(device lost\)"):
+        next(iter(LiveSource("webcam:0")))
+
+
+def test_a_stream_ends_though_its_camera_cannot_be_closed(monkeypatch):
+    def release(self):
+        self.released = True
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(Capture, "length", 3)
+    monkeypatch.setattr(Capture, "release", release)
+    begin = time.monotonic()
+    assert list(LiveSource("webcam:0", patience=5.0))
+    assert time.monotonic() - begin < 4
+
+
+def test_no_message_holds_a_password(monkeypatch):
+    address = "rtsp://user:se@cret@10.0.0.3:554/left"
+    frames = iter(LiveSource(address))
+    assert next(frames).origin == "rtsp://10.0.0.3:554/left frame 0"
+    del frames
+    monkeypatch.setattr(Capture, "isOpened", lambda self: False)
+    with pytest.raises(SourceError, match=r"rtsp://10\.0\.0\.3:554/left: cannot be opened"):
+        next(iter(LiveSource(address)))
 
 
 def test_pipelines_of_gstreamer(fake, monkeypatch):
@@ -283,6 +315,11 @@ def test_any_iterable_is_a_source():
         list(IterableSource([images[0], images[1] / 255]))
     with pytest.raises(SourceError, match=r"frames: frame 2 is uint8 \[48, 64\]; expected"):
         list(IterableSource([*images[:2], images[2][..., 0]]))
+    frames[1] = dataclasses.replace(frames[1], rgb=images[1] / 255)
+    with pytest.raises(SourceError, match=r"frames: frame 1 is float64 \[48, 64, 3\]; expected"):
+        list(IterableSource(frames))
+    with pytest.raises(SourceError, match=r"frames: frame 0 is uint8 \[0, 64, 3\]; expected"):
+        list(IterableSource([images[0][:0]]))
     with pytest.raises(SourceError, match="frames: frame 0 is no array"):
         list(IterableSource(rows for rows in [[[1, 2], [3]]]))
     with pytest.raises(SourceError, match=r"mine: fps=0\.0 must be a positive number"):
