@@ -124,11 +124,14 @@ class SmallPrior:
         """What is to be done."""
         return SmallPriorPlan.toy() if self.toy else SmallPriorPlan.small()
 
-    def execute(self) -> int:
-        """Do what is due; returns the exit status."""
+    def execute(self, began: float | None = None) -> int:
+        """Do what is due; returns the exit status.
+
+        Args:
+            began: ``time.monotonic()`` when the minutes began; now by default.
+        """
         try:
-            # Processor time so far: about how long ago this process was started.
-            return Work(self, time.monotonic() - time.process_time()).go_on()
+            return Work(self, time.monotonic() if began is None else began).go_on()
         except OutOfTime as part:
             say(f"time is up before {part}; call again to go on")
             return MORE
@@ -365,4 +368,5 @@ def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(SmallPrior).execute())
+    # Processor time so far: about how long ago this process was started.
+    sys.exit(tyro.cli(SmallPrior).execute(time.monotonic() - time.process_time()))
