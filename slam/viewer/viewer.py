@@ -7,6 +7,7 @@ its page asks nothing of the internet (a test sees to that); and its controls fi
 import collections
 import contextlib
 import errno
+import http
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -292,13 +294,16 @@ def _listen(host: str, port: int) -> "viser.ViserServer":
     # A browser may leave while it is sent something.
     warnings.filterwarnings("ignore", r"Queued a \w+ on a closed connection")
     address = _free_address(host, port)
-    with _silent():
+    with _STARTING, _silent(), _own_pages_only():
         server = viser.ViserServer(address, port, verbose=False)
         if port and server.get_port() != port:  # taken in the meantime, and the next one used
             server.stop()
             raise SourceError(_TAKEN.format(host=host, port=port))
     return server
 
+
+_STARTING = threading.Lock()
+"""Held while settings of the process are others so that a server can start."""
 
 _TAKEN = "{host}:{port}: another program listens there; choose another port with --port"
 
@@ -330,6 +335,33 @@ def _free_address(host: str, port: int) -> str:
                     raise SourceError(_TAKEN.format(host=host, port=port)) from None
                 problem = problem or error
     raise SourceError(f"{host}:{port}: cannot listen there ({problem})")
+
+
+@contextlib.contextmanager
+def _own_pages_only() -> Iterator[None]:
+    """Let a server that is started here answer no page of another site.
+
+    Browsers let every page connect to every address, this machine's own too; it is for the server
+    to look where the page is from. viser does not, and passes no such option on.
+    """
+    from websockets.asyncio import server
+
+    serve = server.serve
+
+    def guarded(*arguments: Any, process_request: Any, **options: Any) -> Any:
+        def guard(connection: Any, request: Any) -> Any:
+            origin = request.headers.get("Origin")
+            if origin is None or urlsplit(origin).netloc == request.headers.get("Host"):
+                return process_request(connection, request)
+            return connection.respond(http.HTTPStatus.FORBIDDEN, "for its own page only\n")
+
+        return serve(*arguments, process_request=guard, **options)
+
+    server.serve = guarded  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        server.serve = serve  # type: ignore[misc]
 
 
 @contextlib.contextmanager
