@@ -30,7 +30,7 @@ _PICTURE = 200
 
 _LOW_SHEET = (
     '<style>[style*="max-height: 60%"]:not(:hover, :focus-within)'
-    "{max-height: 12em !important}</style>"
+    "{max-height: 14em !important}</style>"
 )
 """In a window as narrow as a phone's, viser lays the controls over the lower 60 % of it and has no
 setting for less. So they cover that much only while they are touched."""

@@ -150,7 +150,7 @@ def test_every_browser_has_its_own_light_and_view_and_a_phone_room_for_the_scene
             page.goto(viewer.url)
             page.get_by_text("2 keyframes").wait_for()
         sheet = phone.get_by_text("2 keyframes")
-        assert sheet.bounding_box()["y"] > 0.8 * PHONE[1]
+        assert sheet.bounding_box()["y"] > 0.75 * PHONE[1]
         sheet.hover()
         phone.wait_for_timeout(400)
         assert sheet.bounding_box()["y"] < 0.6 * PHONE[1], "who touches it sees more of it"
