@@ -203,7 +203,7 @@ def test_a_run_is_looked_at_from_beginning_to_end(page, tmp_path):
     }
 
     def wait_for(text) -> re.Match:
-        page.get_by_text(re.compile(text)).wait_for(timeout=60_000)
+        page.get_by_text(re.compile(text)).wait_for(timeout=120_000)
         found = re.search(text, page.locator("body").inner_text())
         assert found is not None
         return found
@@ -241,7 +241,7 @@ def test_a_run_is_looked_at_from_beginning_to_end(page, tmp_path):
             page.get_by_role("button", name="Resume").click()
             wait_for("frame 14 of 14")
             said = run.stdout.read()
-            assert run.wait(timeout=60) == 0
+            assert run.wait(timeout=120) == 0
         finally:
             run.kill()
     assert f"mast3r-slam view {out}\n" in said
