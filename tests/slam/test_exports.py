@@ -55,12 +55,12 @@ def test_no_points_no_focal_length():
 
 def test_the_focal_length_of_an_uncalibrated_run():
     cameras = cameras_of(rim.result())
-    assert cameras.focal_is_estimated
+    assert "estimated" in cameras.focal_source
     assert cameras.K[0, 0] == pytest.approx(true_focal(), rel=0.01)
     # A run of a camera that was known keeps what was known.
     known = np.array([[90.0, 0, 60], [0, 91, 50], [0, 0, 1]])
     cameras = cameras_of(dataclasses.replace(made_up(), K=known))
-    assert not cameras.focal_is_estimated
+    assert cameras.focal_source == "that of the run"
     np.testing.assert_array_equal(cameras.K, known)
 
 
@@ -176,6 +176,19 @@ def test_trimesh_reads_glb_and_ply(tmp_path):
     np.testing.assert_allclose(points.vertices, cloud.points * [1, -1, -1], atol=1e-6)
     np.testing.assert_array_equal(np.asarray(points.colors)[:, :3], cloud.colors)
     assert f"{len(cloud.points)} points" in said[0]
+
+
+def test_cameras_without_a_focal_length_can_still_be_looked_at(tmp_path):
+    result = made_up()
+    points = np.asarray(result.keyframes.pointmap.points)
+    points[..., 2] = -np.abs(points[..., 2]) - 0.1  # in place: all behind their cameras
+    with pytest.raises(SourceError, match="pieces: no point lies before the camera"):
+        exports.export(result, "nerfstudio", tmp_path / "no")
+    assert not list(tmp_path.iterdir())
+    said = exports.export(result, "glb", tmp_path / "map.glb")
+    assert said[1] == "focal length 6.0 px, assumed, for the pointmaps tell none"
+    frustums = trimesh.load(tmp_path / "map.glb").geometry["keyframes"]
+    assert np.isfinite(frustums.vertices).all()
 
 
 def test_evo_reads_the_trajectories(tmp_path):
