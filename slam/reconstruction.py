@@ -32,11 +32,6 @@ LOOP_GAP = 5
 back. (Neighbours that share a third of their pixels have nothing in common over five.)"""
 
 
-MATCH_STRIDE = 4
-"""Matches of every so-many-th pixel of every so-many-th row are kept: as many tracks as other
-programs like to have, in a sixteenth of the room."""
-
-
 @dataclasses.dataclass(frozen=True)
 class PointCloud:
     """Coloured points in the world frame."""
@@ -98,12 +93,9 @@ class Reconstruction(Displayed):
     """Per-pixel results of a few frames, for looking at."""
     links: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
     """int32 [L, 2], slots of the keyframes that each link of the graph joins."""
-    matches: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """int32 [L, S], for each link, the pixel of its second keyframe that each of the pixels
-    ``match_pixels`` of its first was matched with; -1 where there is no match that counts."""
-    match_pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
-    """int32 [S], linear indices of the pixels whose matches are kept: every ``MATCH_STRIDE``-th of
-    every ``MATCH_STRIDE``-th row."""
+    observations: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), np.int32))
+    """int32 [N, 3], sorted: number of a point that was followed through the graph's matches, slot
+    of a keyframe that sees it, and linear index of the pixel there; see ``slam.observations``."""
     system: Saved | None = None
     """All of the system's state at the end, to be saved and gone on from; not kept by ``load``."""
 

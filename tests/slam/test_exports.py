@@ -111,22 +111,17 @@ def test_points_of_tracks_are_on_the_surfaces_of_the_room():
     np.testing.assert_allclose(np.median(points_C[:, 2] / frames()[0].depth[v, u]), 1, atol=5e-3)
 
 
-def test_tracks_are_chains_in_which_a_camera_comes_once():
+def test_pixels_far_from_where_a_point_should_be_are_left_out():
     result = rim.result()
     cameras = cameras_of(result)
-    sure = int(np.argmax(result.matches[0] >= 0))
-    pixel = int(result.match_pixels[sure])
-    matches = np.full_like(result.matches, -1)
-    # One pixel of the second keyframe for two of the first, which are neighbours in the grid; and
-    # the same pixel of the first again in the third, where it is not: far off, so it is dropped.
-    matches[0, sure : sure + 2] = result.matches[0, sure]
-    changed = dataclasses.replace(result, matches=matches)
-    tracks = tracks_of(changed, cameras)
-    assert tracks.camera.tolist() == [0, 1] and tracks.point.tolist() == [0, 0]
-    links = np.array([[0, 1], [0, 2]], np.int32)
-    matches[1, sure] = 0 if pixel else 1
-    tracks = tracks_of(dataclasses.replace(changed, links=links), cameras)
-    assert 2 not in tracks.camera
+    point, (slot, *_), (pixel, *_) = result.observations[result.observations[:, 0] == 0].T
+    assert len(point) == 2 and slot == 0
+    right = tracks_of(dataclasses.replace(result, observations=result.observations[:2]), cameras)
+    assert right.camera.tolist() == [0, 1] and right.point.tolist() == [0, 0]
+    wrong = result.observations[:2].copy()
+    wrong[1, 2] = (pixel + 48 * 128) % (96 * 128)  # half an image away
+    far = tracks_of(dataclasses.replace(result, observations=wrong), cameras)
+    assert not len(far.points) and np.isnan(far.mean_error)
 
 
 def test_nerfstudio_cameras_see_what_the_images_show(tmp_path):

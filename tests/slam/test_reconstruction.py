@@ -281,7 +281,7 @@ def test_an_archive_of_the_first_format_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SourceError) as caught:
         Reconstruction.load(tmp_path)
     assert str(caught.value) == (
-        f"{path}: was written by an older version, in format 1 instead of 4; run the source again"
+        f"{path}: was written by an older version, in format 1 instead of 5; run the source again"
     )
 
 
