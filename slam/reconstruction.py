@@ -105,6 +105,11 @@ class Reconstruction(Displayed):
         return len(self.timestamps)
 
     @property
+    def frame_numbers(self) -> np.ndarray:
+        """int [F]: number of each frame in the source."""
+        return np.asarray(self.frames.frame_index)
+
+    @property
     def num_keyframes(self) -> int:
         """Keyframes in the map."""
         return int(self.keyframes.size)
@@ -304,6 +309,19 @@ class Reconstruction(Displayed):
             positions=compose_poses(on, relative)[:, 4:7],
             changed=changed,
         )
+
+    def part(self, first: int, last: int) -> "Reconstruction":
+        """The frames with numbers from ``first`` to ``last``, both included, and their map.
+
+        It has the keyframes among them, and those older ones that carry the pose of one of them.
+        Nothing moves: poses and points are where they are in the whole.
+
+        Raises:
+            slam.io.frames.SourceError: there is no such frame.
+        """
+        from slam.parts import part_of
+
+        return part_of(self, first, last)
 
     def verdict(self) -> str:
         """One honest sentence about how the run went."""

@@ -17,6 +17,10 @@ Target = Annotated[
     pathlib.Path | None,
     tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: beside the results)"),
 ]
+Frames = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(metavar="FIRST LAST", help_behavior_hint="(default: all)"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Export:
     """File or folder to write."""
     overwrite: Flag = False
     """Replace an earlier export."""
+    frames: Frames = None
+    """Only these frames of the source, both included, and the keyframes that carry them."""
     min_confidence: float = 1.5
     """Points of clouds are more confident than this."""
 
@@ -43,6 +49,8 @@ class Export:
             raise SourceError(f"{path}: is inside the results of the run; choose another place")
         check_target(wanted, path, self.overwrite)
         result = Reconstruction.load(out)
+        if self.frames is not None:
+            result = result.part(*self.frames)
         console = Console(highlight=False)
         said = export(
             result,

@@ -266,6 +266,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "exists already" in capsys.readouterr().err
     assert main(["export", "walk", "--format", "ply", "--to", "walk/x.ply"]) == 2
     assert "is inside the results" in capsys.readouterr().err
+    assert main(["export", "walk", "--format", "tum", "--frames", "3", "6"]) == 0
+    assert len(pathlib.Path("walk-tum.txt").read_text().splitlines()) == 4
+    assert main(["export", "walk", "--format", "ply", "--frames", "300", "600"]) == 2
+    assert "no frame has a number from 300 to 600" in " ".join(capsys.readouterr().err.split())
     assert main(["export", "nowhere", "--format", "ply"]) == 2
     assert "nowhere" in capsys.readouterr().err
 
