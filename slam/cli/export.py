@@ -34,9 +34,10 @@ class Export:
     results: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder that a run has written."""
     format: Literal["ply", "glb", "mesh", "tum", "kitti", "colmap", "nerfstudio", "rrd"]
-    """ply, glb: points (and cameras); mesh: triangles, as PLY; tum, kitti: poses of every frame;
-    colmap, nerfstudio: keyframe images with their cameras, and points; rrd: the map growing, for
-    Rerun."""
+    """ply, glb: points (and cameras); mesh: triangles, as PLY;
+    tum, kitti: poses of every frame;
+    colmap, nerfstudio: keyframe images with their cameras, and points;
+    rrd: the map growing, for Rerun."""
     to: Target = None
     """File or folder to write."""
     overwrite: Flag = False

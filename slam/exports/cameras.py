@@ -90,7 +90,7 @@ def cameras_of(
         except ValueError as error:
             if not only_to_look_at:
                 raise SourceError(f"{result.name}: {error}") from None
-            focal, focal_source = images.shape[2], "assumed, for the pointmaps tell none"
+            focal, focal_source = float(images.shape[2]), "assumed, for the pointmaps tell none"
         K = _centred(focal, images.shape[1:3])
     return Cameras(
         K=np.asarray(K, np.float64),

@@ -16,6 +16,8 @@ _TRUNCATION = 4.0
 """Voxels on either side of a surface that a measurement is fused into."""
 _BLOCK, _BLOCKS = 8, 1024
 """Voxels along the side of a block, and how many blocks there is room for at first."""
+_SEEN = 0.5
+"""A surface has been measured more often than this: keyframes overlap too little to ask for two."""
 _PIXEL = 0.5
 """Open3D looks up the pixel that contains a point: its first one has its centre at (0.5, 0.5)."""
 _OFF_RAY = 1.0
@@ -59,6 +61,8 @@ def export_mesh(
     mesh = _fuse(o3d, cameras, views, voxel)
     if not len(mesh.triangles):
         raise SourceError(f"{result.name}: voxels of {voxel:.3g} give no surface; change --voxel")
+    colors = np.asarray(mesh.vertex_colors)  # the mesh's own
+    np.clip(colors, 0, 1, out=colors)  # which interpolation has overshot by rounding
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.ply")
     try:
@@ -97,7 +101,7 @@ def _fuse(
         limits = 1.0, far + voxel, _TRUNCATION  # the unit of depth comes first
         blocks = grid.compute_unique_block_coordinates(depth, lens, place, *limits)
         grid.integrate(blocks, depth, colors, lens, lens, place, *limits)
-    return grid.extract_triangle_mesh(weight_threshold=1.0).to_legacy()
+    return grid.extract_triangle_mesh(weight_threshold=_SEEN).to_legacy()
 
 
 def pinhole_view(

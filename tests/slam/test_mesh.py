@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial import cKDTree
 
 from slam import exports
 from slam.exports import mesh
@@ -116,6 +117,13 @@ def test_vertices_are_on_the_walls(fused, scale):
     walls = 8 * 1.5 * (2.0 + 2.5)  # the four that the cameras turn to; once
     assert 0.6 * walls < surface.area / scale**2 < 1.2 * walls
     assert np.mean(surface.visual.vertex_colors[:, 0]) == pytest.approx(WIDTH / 2, rel=0.1)
+
+
+def test_what_a_single_keyframe_has_seen_is_there(fused):
+    export, path = fused
+    export(cameras())
+    apart, _ = cKDTree(trimesh.load(path).vertices).query(cameras().world_points(0))
+    assert np.mean(apart < 0.05) > 0.97  # metres: a voxel
 
 
 def test_an_empty_mesh_is_not_written(fused):
