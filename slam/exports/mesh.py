@@ -1,4 +1,4 @@
-"""A closed surface, fused from the keyframes' depths by Open3D (TSDF, Curless and Levoy 1996)."""
+"""A surface, fused from the keyframes' depths by Open3D (TSDF, Curless and Levoy 1996)."""
 
 import os
 import pathlib
