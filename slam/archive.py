@@ -19,10 +19,10 @@ from slam.named_arrays import flatten, unflatten
 from slam.reconstruction import Reconstruction
 from slam.state import Keyframes, StepOutput
 
-FORMAT = 4
+FORMAT = 5
 """Version of the layout; a reader refuses others."""
 
-_OF_LINKS = ("links", "matches", "match_pixels")
+_OF_LINKS = ("links", "observations")
 """Fields of a reconstruction that hold arrays about links."""
 
 _DAMAGE = (

@@ -202,7 +202,7 @@ def summary(result: Reconstruction, num_points: int, notes: tuple[str, ...] = ()
             {
                 "frames": int(result.placed_in(submap).sum()),
                 "keyframes": len(result.slots_of(submap)),
-                "first_frame": int(np.argmax(result.placed_in(submap))),
+                "first_frame": int(result.frame_numbers[result.placed_in(submap)][0]),
             }
             for submap in result.submaps
         ],
@@ -231,8 +231,8 @@ def _counts(result: Reconstruction) -> dict[str, Any]:
     return {
         "frames": result.num_frames,
         "frames_with_pose": int(placed.sum()),
-        "frames_without_pose": np.flatnonzero(~placed).tolist(),
-        "frames_relocalized": np.flatnonzero(result.relocalized).tolist(),
+        "frames_without_pose": result.frame_numbers[~placed].tolist(),
+        "frames_relocalized": result.frame_numbers[result.relocalized].tolist(),
         "keyframes": result.num_keyframes,
         "links": len(result.links),
         "loop_links": int(result.is_loop_link.sum()),

@@ -26,7 +26,7 @@ def trajectory_scene(result: Reconstruction, submap: int | None = None) -> plots
         trajectory.positions @ to_level,
         None if reference is None else reference[placed, :3, 3],
         keyframes @ to_level,
-        numbers=np.flatnonzero(placed),
+        numbers=result.frame_numbers[placed],
         links=np.searchsorted(slots, result.links[here]),
         is_loop_link=result.is_loop_link[here],
         title=_title(result, submap),
@@ -47,7 +47,7 @@ def map_from_above(
         cloud.points @ to_level.astype(np.float32),
         cloud.colors,
         trajectory.positions @ to_level,
-        numbers=np.flatnonzero(result.placed_in(submap)),
+        numbers=result.frame_numbers[result.placed_in(submap)],
         title=_title(result, submap),
     )
 

@@ -32,11 +32,6 @@ LOOP_GAP = 5
 back. (Neighbours that share a third of their pixels have nothing in common over five.)"""
 
 
-MATCH_STRIDE = 4
-"""Matches of every so-many-th pixel of every so-many-th row are kept: as many tracks as other
-programs like to have, in a sixteenth of the room."""
-
-
 @dataclasses.dataclass(frozen=True)
 class PointCloud:
     """Coloured points in the world frame."""
@@ -98,12 +93,9 @@ class Reconstruction(Displayed):
     """Per-pixel results of a few frames, for looking at."""
     links: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
     """int32 [L, 2], slots of the keyframes that each link of the graph joins."""
-    matches: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """int32 [L, S], for each link, the pixel of its second keyframe that each of the pixels
-    ``match_pixels`` of its first was matched with; -1 where there is no match that counts."""
-    match_pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
-    """int32 [S], linear indices of the pixels whose matches are kept: every ``MATCH_STRIDE``-th of
-    every ``MATCH_STRIDE``-th row."""
+    observations: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), np.int32))
+    """int32 [N, 3], sorted: number of a point that was followed through the graph's matches, slot
+    of a keyframe that sees it, and linear index of the pixel there; see ``slam.observations``."""
     system: Saved | None = None
     """All of the system's state at the end, to be saved and gone on from; not kept by ``load``."""
 
@@ -111,6 +103,11 @@ class Reconstruction(Displayed):
     def num_frames(self) -> int:
         """Frames taken in."""
         return len(self.timestamps)
+
+    @property
+    def frame_numbers(self) -> np.ndarray:
+        """int [F]: number of each frame in the source."""
+        return np.asarray(self.frames.frame_index)
 
     @property
     def num_keyframes(self) -> int:
@@ -312,6 +309,19 @@ class Reconstruction(Displayed):
             positions=compose_poses(on, relative)[:, 4:7],
             changed=changed,
         )
+
+    def part(self, first: int, last: int) -> "Reconstruction":
+        """The frames with numbers from ``first`` to ``last``, both included, and their map.
+
+        It has the keyframes among them, and those older ones that carry the pose of one of them.
+        Nothing moves: poses and points are where they are in the whole.
+
+        Raises:
+            slam.io.frames.SourceError: there is no such frame.
+        """
+        from slam.parts import part_of
+
+        return part_of(self, first, last)
 
     def verdict(self) -> str:
         """One honest sentence about how the run went."""

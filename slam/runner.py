@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import SolverStatus
-from ops.edge_system import unpack_valid
 from slam.checkpoint import CHECKPOINT, MAP, Checkpointing, on_host, pack
 from slam.checkpoint import read as read_saved
 from slam.checkpoint import start as start_checkpoints
@@ -25,7 +24,8 @@ from slam.io.open_source import frames_from, is_live
 from slam.io.prefetch import Prefetch
 from slam.io.preparation import prepare_frames
 from slam.keyframes import grow
-from slam.reconstruction import MATCH_STRIDE, Panel, Reconstruction
+from slam.observations import observe
+from slam.reconstruction import Panel, Reconstruction
 from slam.snapshot import Observer
 from slam.state import Mode, SlamState, StepOutput, init_state
 from slam.stepper import DenseResult, StageTimer, Stepper
@@ -326,17 +326,11 @@ def _blank(
 
 
 def _links(state: SlamState) -> dict[str, np.ndarray]:
-    """Fields ``links, matches, match_pixels`` of a reconstruction."""
-    graph, (height, width) = state.graph, state.image_shape
-    factors = slice(1, int(graph.size), 2)  # of a link's two, the one that starts at pixels of i
-    pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    pixels = pixels[MATCH_STRIDE // 2 :: MATCH_STRIDE, MATCH_STRIDE // 2 :: MATCH_STRIDE].ravel()
+    """Fields ``links, observations`` of a reconstruction."""
+    graph, keyframes = state.graph, int(state.keyframes.size)
+    factors = slice(1, int(graph.size), 2)  # of a link's two, the one that starts at its candidate
     links = np.stack([graph.j, graph.i], axis=1)[factors]
-    matches = np.zeros((0, len(pixels)), np.int32)
-    if len(links):
-        valid = unpack_valid(graph.valid[factors], height * width)[:, pixels]
-        matches = np.asarray(jnp.where(valid, graph.index[factors][:, pixels], -1))
-    return {"links": links, "matches": matches, "match_pixels": pixels}
+    return {"links": links, "observations": observe(graph, state.image_shape, keyframes)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from slam.reconstruction import Reconstruction
 
@@ -29,7 +27,7 @@ def verdict(result: "Reconstruction") -> str:
         largest = int(result.placed_in().sum())
         found += f"; {pieces} pieces that were never joined, the largest has {largest} frames"
     if placed < frames:
-        first = int(np.flatnonzero(~result.tracked)[0])
+        first = result.frame_numbers[~result.tracked][0]
         return (
             f"PARTLY LOST: {placed} of {frames} frames have a pose, the first without one is "
             f"frame {first}; {found}"

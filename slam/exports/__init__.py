@@ -1,6 +1,7 @@
 """Reconstructions in the forms that other programs read."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from slam.exports import files, folders
 from slam.exports.focal import estimate_focal as estimate_focal
+from slam.exports.mesh import export_mesh
 from slam.exports.rerun_file import export_rrd
 from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
@@ -18,17 +20,21 @@ from slam.reconstruction import Reconstruction
 class Format:
     """One of them."""
 
-    write: Callable[[Reconstruction, pathlib.Path, float], list[str]]
-    """Writes the file, or into the empty folder; returns what to tell the user."""
+    write: Callable[..., list[str]]
+    """Of result, path and least confidence: writes the file, or into the empty folder; returns what
+    to tell the user."""
     ending: str
     """Of the default name."""
     contents: str | None = None
     """Pattern of the files in the folder; None if it is one file."""
+    takes_voxel: bool = False
+    """Whether ``write`` has the option ``voxel``."""
 
 
 FORMATS = {
     "ply": Format(files.export_ply, ".ply"),
     "glb": Format(files.export_glb, ".glb"),
+    "mesh": Format(export_mesh, "-mesh.ply", takes_voxel=True),
     "tum": Format(files.export_tum, "-tum.txt"),
     "kitti": Format(files.export_kitti, "-kitti.txt"),
     "colmap": Format(folders.export_colmap, "-colmap", folders.COLMAP_FILES),
@@ -44,6 +50,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     min_confidence: float = 1.5,
+    voxel: float | None = None,
     overwrite: bool = False,
 ) -> list[str]:
     """Write the largest submap of a reconstruction in another form; complete or not at all.
@@ -53,6 +60,7 @@ def export(
         form: one of ``FORMATS``.
         path: the file or folder to make.
         min_confidence: points of clouds are more confident than this.
+        voxel: edge of a mesh's voxels, in units of the map; chosen from the scene if omitted.
         overwrite: replace an earlier export.
 
     Returns:
@@ -68,14 +76,19 @@ def export(
         raise SourceError(f"{result.name}: no frame has a pose; there is nothing to export")
     wanted, path = FORMATS[form], pathlib.Path(path)
     check_target(wanted, path, overwrite)
+    write = wanted.write
+    if voxel is not None:
+        if not wanted.takes_voxel:
+            raise SourceError(f"--voxel is for meshes; {form} has no voxels")
+        write = functools.partial(write, voxel=voxel)
     if wanted.contents is None:
-        return wanted.write(result, path, min_confidence)
+        return write(result, path, min_confidence)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
     with tempfile.TemporaryDirectory(prefix=prefix, dir=path.absolute().parent) as workshop:
         fresh, old = pathlib.Path(workshop) / "new", pathlib.Path(workshop) / "old"
         fresh.mkdir()
-        said = wanted.write(result, fresh, min_confidence)
+        said = write(result, fresh, min_confidence)
         if path.exists():
             path.rename(old)  # vanishes with the workshop
         try:

@@ -18,8 +18,8 @@ class Cameras:
 
     K: np.ndarray
     """float64 [3, 3], pixels; the centre of the first pixel is at (0, 0)."""
-    focal_is_estimated: bool
-    """Whether the run knew no intrinsics."""
+    focal_source: str
+    """Where the focal length is from, in words."""
     slots: np.ndarray
     """int [K], slots in the map."""
     T_WC: np.ndarray
@@ -32,6 +32,11 @@ class Cameras:
     """uint8 [K, H, W, 3]."""
     names: tuple[str, ...]
     """File name of each image."""
+
+    @property
+    def lens(self) -> str:
+        """The focal length, and where it is from, in words."""
+        return f"focal length {self.K[0, 0]:.1f} px, {self.focal_source}"
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -53,11 +58,14 @@ class Cameras:
         return np.where(seen[:, None], pixels, np.nan)
 
 
-def cameras_of(result: Reconstruction, submap: int | None = None) -> Cameras:
+def cameras_of(
+    result: Reconstruction, submap: int | None = None, *, only_to_look_at: bool = False
+) -> Cameras:
     """The keyframes of one submap, by default the largest.
 
     Their common focal length is that of the run, or else estimated from all pointmaps, with the
-    principal point in the middle of the image.
+    principal point in the middle of the image. If the points tell none, one as long as the image is
+    wide is good enough for cameras that are ``only_to_look_at``.
 
     Raises:
         SourceError: there are no keyframes, or their points tell no focal length.
@@ -74,12 +82,19 @@ def cameras_of(result: Reconstruction, submap: int | None = None) -> Cameras:
     T_WC = np.tile(np.eye(4), (len(slots), 1, 1))
     T_WC[:, :3, :3], T_WC[:, :3, 3] = _rotations(poses[:, :4]), poses[:, 4:7]
     images = result.images[slots]
-    K = result.K
+    K, focal_source = result.K, "that of the run"
     if K is None:
-        K = _estimated(result.name, points, confidence, images.shape[1:3])
+        try:
+            focal = _estimated(points, confidence, images.shape[1:3])
+            focal_source = "estimated from the pointmaps"
+        except ValueError as error:
+            if not only_to_look_at:
+                raise SourceError(f"{result.name}: {error}") from None
+            focal, focal_source = float(images.shape[2]), "assumed, for the pointmaps tell none"
+        K = _centred(focal, images.shape[1:3])
     return Cameras(
         K=np.asarray(K, np.float64),
-        focal_is_estimated=result.K is None,
+        focal_source=focal_source,
         slots=slots,
         T_WC=T_WC,
         points=points.astype(np.float32),
@@ -89,24 +104,23 @@ def cameras_of(result: Reconstruction, submap: int | None = None) -> Cameras:
     )
 
 
-def _estimated(
-    name: str, points: np.ndarray, confidence: np.ndarray, image_shape: tuple[int, ...]
-) -> np.ndarray:
-    """Intrinsics from the more confident half of each keyframe's points."""
+def _estimated(points: np.ndarray, confidence: np.ndarray, image_shape: tuple[int, ...]) -> float:
+    """Focal length from the more confident half of each keyframe's points."""
     height, width = image_shape
-    center = np.array([(width - 1) / 2, (height - 1) / 2])
     v, u = np.divmod(np.arange(height * width), width)
-    pixels = np.stack([u, v], axis=1) - center
+    pixels = np.stack([u, v], axis=1) - _centred(1.0, image_shape)[:2, 2]
     chosen = []
     for certain in confidence:
         best = np.argsort(-certain, kind="stable")[: len(certain) // 2]
         chosen.append(best[:: max(1, len(best) // _MOST_POINTS)])
     seen = np.concatenate([x[best] for x, best in zip(points, chosen, strict=True)])
-    try:
-        focal = estimate_focal(seen, np.concatenate([pixels[best] for best in chosen]))
-    except ValueError as error:
-        raise SourceError(f"{name}: {error}") from None
-    return np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]])
+    return estimate_focal(seen, np.concatenate([pixels[best] for best in chosen]))
+
+
+def _centred(focal: float, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Intrinsics [3, 3] with the principal point in the middle of the image."""
+    height, width = image_shape
+    return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
 
 def _rotations(wxyz: np.ndarray) -> np.ndarray:

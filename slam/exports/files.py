@@ -63,7 +63,8 @@ def export_kitti(result: Reconstruction, path: Path, min_confidence: float) -> l
 
 def export_glb(result: Reconstruction, path: Path, min_confidence: float) -> list[str]:
     """Points, camera path and keyframes as binary glTF 2.0, turned so that y is up."""
-    cloud, cameras = confident_cloud(result, min_confidence), cameras_of(result)
+    cloud = confident_cloud(result, min_confidence)
+    cameras = cameras_of(result, only_to_look_at=True)
     points = cloud.points.astype(np.float64) @ _GRAPHICS
     place = np.asarray(result.trajectory().positions, np.float64)
     extent = float(np.ptp(np.concatenate([cloud.points, place]), axis=0).max())
@@ -83,7 +84,10 @@ def export_glb(result: Reconstruction, path: Path, min_confidence: float) -> lis
     ]
     with atomic_write(path) as file:
         file.write(_glb([part for part in parts if len(part[2])]))
-    return [f"{len(points)} points, {len(cameras.slots)} keyframes; opens in Blender and browsers"]
+    return [
+        f"{len(points)} points, {len(cameras.slots)} keyframes; opens in Blender and browsers",
+        cameras.lens,
+    ]
 
 
 def _glb(parts: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:

@@ -71,7 +71,7 @@ def export_colmap(result: Reconstruction, folder: pathlib.Path, min_confidence: 
     return [
         f"{len(cameras.slots)} images, {len(tracks.points)} points seen {len(tracks.point)} times; "
         f"mean reprojection error {tracks.mean_error:.2f} px",
-        _focal(cameras),
+        cameras.lens,
         "opens in COLMAP (File > Import model), pycolmap, and what reads COLMAP's models",
     ]
 
@@ -103,7 +103,7 @@ def export_nerfstudio(
     (folder / "transforms.json").write_text(json.dumps(record, indent=1) + "\n")
     return [
         f"{len(cameras.slots)} images, {len(cloud.points)} points",
-        _focal(cameras),
+        cameras.lens,
         "for nerfstudio: ns-train splatfacto --data FOLDER",
     ]
 
@@ -112,11 +112,6 @@ def _write_images(folder: pathlib.Path, cameras: Cameras) -> None:
     (folder / "images").mkdir()
     for name, image in zip(cameras.names, cameras.images, strict=True):
         Image.fromarray(image).save(folder / "images" / name)
-
-
-def _focal(cameras: Cameras) -> str:
-    known = "estimated from the pointmaps" if cameras.focal_is_estimated else "that of the run"
-    return f"focal length {cameras.K[0, 0]:.1f} px, {known}"
 
 
 def _quaternion(R: np.ndarray) -> np.ndarray:

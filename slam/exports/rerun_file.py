@@ -20,7 +20,7 @@ def export_rrd(result: Reconstruction, path: pathlib.Path, min_confidence: float
     """Each keyframe's camera, image and points, at its place on the timeline ``keyframe``.
 
     Raises:
-        SourceError: Rerun is not installed, or the focal length cannot be told.
+        SourceError: Rerun is not installed.
     """
     try:
         import rerun as rr  # pyright: ignore[reportMissingImports]
@@ -28,7 +28,7 @@ def export_rrd(result: Reconstruction, path: pathlib.Path, min_confidence: float
         raise SourceError(
             "rrd needs the package rerun-sdk: pip install 'mast3r-slam-jax[rerun]'"
         ) from error
-    cameras = cameras_of(result)
+    cameras = cameras_of(result, only_to_look_at=True)
     (height, width), K = cameras.image_shape, cameras.K.copy()
     K[:2, 2] += _PIXEL
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,4 +66,7 @@ def export_rrd(result: Reconstruction, path: pathlib.Path, min_confidence: float
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return [f"{count} points, {len(cameras.slots)} keyframes; opens in Rerun: rerun FILE"]
+    return [
+        f"{count} points, {len(cameras.slots)} keyframes; opens in Rerun: rerun FILE",
+        cameras.lens,
+    ]

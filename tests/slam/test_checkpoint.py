@@ -37,7 +37,7 @@ class Dying(rim.Frames):
 
 def assert_same(one: Reconstruction, other: Reconstruction) -> None:
     """Bit for bit, everything but the times."""
-    for name in ("frames", "keyframes", "images", "links", "matches", "timestamps"):
+    for name in ("frames", "keyframes", "images", "links", "observations", "timestamps"):
         jax.tree.map(np.testing.assert_array_equal, getattr(one, name), getattr(other, name))
     np.testing.assert_array_equal(one.trajectory().T_WC, other.trajectory().T_WC)
     np.testing.assert_array_equal(one.point_cloud().points, other.point_cloud().points)

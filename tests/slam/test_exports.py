@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import cv2
+import jax
 import numpy as np
 import pycolmap
 import pytest
@@ -55,12 +56,12 @@ def test_no_points_no_focal_length():
 
 def test_the_focal_length_of_an_uncalibrated_run():
     cameras = cameras_of(rim.result())
-    assert cameras.focal_is_estimated
+    assert "estimated" in cameras.focal_source
     assert cameras.K[0, 0] == pytest.approx(true_focal(), rel=0.01)
     # A run of a camera that was known keeps what was known.
     known = np.array([[90.0, 0, 60], [0, 91, 50], [0, 0, 1]])
     cameras = cameras_of(dataclasses.replace(made_up(), K=known))
-    assert not cameras.focal_is_estimated
+    assert cameras.focal_source == "that of the run"
     np.testing.assert_array_equal(cameras.K, known)
 
 
@@ -111,22 +112,17 @@ def test_points_of_tracks_are_on_the_surfaces_of_the_room():
     np.testing.assert_allclose(np.median(points_C[:, 2] / frames()[0].depth[v, u]), 1, atol=5e-3)
 
 
-def test_tracks_are_chains_in_which_a_camera_comes_once():
+def test_pixels_far_from_where_a_point_should_be_are_left_out():
     result = rim.result()
     cameras = cameras_of(result)
-    sure = int(np.argmax(result.matches[0] >= 0))
-    pixel = int(result.match_pixels[sure])
-    matches = np.full_like(result.matches, -1)
-    # One pixel of the second keyframe for two of the first, which are neighbours in the grid; and
-    # the same pixel of the first again in the third, where it is not: far off, so it is dropped.
-    matches[0, sure : sure + 2] = result.matches[0, sure]
-    changed = dataclasses.replace(result, matches=matches)
-    tracks = tracks_of(changed, cameras)
-    assert tracks.camera.tolist() == [0, 1] and tracks.point.tolist() == [0, 0]
-    links = np.array([[0, 1], [0, 2]], np.int32)
-    matches[1, sure] = 0 if pixel else 1
-    tracks = tracks_of(dataclasses.replace(changed, links=links), cameras)
-    assert 2 not in tracks.camera
+    first = result.observations[:2]
+    assert first[0, 0] == first[1, 0]
+    right = tracks_of(dataclasses.replace(result, observations=first), cameras)
+    assert right.camera.tolist() == first[:, 1].tolist() and right.point.tolist() == [0, 0]
+    wrong = first.copy()
+    wrong[1, 2] = (wrong[1, 2] + 48 * 128) % (96 * 128)  # half an image away
+    far = tracks_of(dataclasses.replace(result, observations=wrong), cameras)
+    assert not len(far.points) and np.isnan(far.mean_error)
 
 
 def test_nerfstudio_cameras_see_what_the_images_show(tmp_path):
@@ -176,6 +172,21 @@ def test_trimesh_reads_glb_and_ply(tmp_path):
     np.testing.assert_allclose(points.vertices, cloud.points * [1, -1, -1], atol=1e-6)
     np.testing.assert_array_equal(np.asarray(points.colors)[:, :3], cloud.colors)
     assert f"{len(cloud.points)} points" in said[0]
+
+
+def test_cameras_without_a_focal_length_can_still_be_looked_at(tmp_path):
+    result = made_up()
+    behind = jax.tree.map(
+        lambda x: -np.abs(x) if x.shape[-1:] == (3,) else x, result.keyframes
+    )  # all points, that is
+    result = dataclasses.replace(result, keyframes=behind)
+    with pytest.raises(SourceError, match="pieces: no point lies before the camera"):
+        exports.export(result, "nerfstudio", tmp_path / "no")
+    assert not list(tmp_path.iterdir())
+    said = exports.export(result, "glb", tmp_path / "map.glb")
+    assert said[1] == "focal length 6.0 px, assumed, for the pointmaps tell none"
+    frustums = trimesh.load(tmp_path / "map.glb").geometry["keyframes"]
+    assert np.isfinite(frustums.vertices).all()
 
 
 def test_evo_reads_the_trajectories(tmp_path):
@@ -258,6 +269,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "exists already" in capsys.readouterr().err
     assert main(["export", "walk", "--format", "ply", "--to", "walk/x.ply"]) == 2
     assert "is inside the results" in capsys.readouterr().err
+    assert main(["export", "walk", "--format", "tum", "--frames", "3", "6"]) == 0
+    assert len(pathlib.Path("walk-tum.txt").read_text().splitlines()) == 1 + 4  # of the head
+    assert main(["export", "walk", "--format", "ply", "--frames", "300", "600"]) == 2
+    assert "no frame has a number from 300 to 600" in " ".join(capsys.readouterr().err.split())
     assert main(["export", "nowhere", "--format", "ply"]) == 2
     assert "nowhere" in capsys.readouterr().err
 

@@ -310,7 +310,7 @@ def test_a_run_that_never_started_is_saved_too(tmp_path):
         (lambda path: about(path, "[]"), "damaged or not a reconstruction"),
         (
             lambda path: about(path, '{"format": 99}'),
-            "in format 99 instead of 4; update mast3r-slam-jax",
+            "in format 99 instead of 5; update mast3r-slam-jax",
         ),
         (lambda path: flip(path, 0.3), "damaged"),
         (lambda path: flip(path, 0.6), "damaged"),

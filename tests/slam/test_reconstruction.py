@@ -62,6 +62,43 @@ def test_a_piece_that_is_not_there_is_refused():
         made_up("...", links=()).point_cloud(submap=0)
 
 
+def test_a_part_is_the_same_map_of_fewer_frames():
+    whole, seen = made_up(), np.array([[4, 1, 5], [4, 2, 6], [7, 0, 1], [7, 2, 3], [7, 3, 9]])
+    whole = dataclasses.replace(whole, observations=seen.astype(np.int32))
+    # Of KtKtt..RtK..StKt: the pose of frame 3 is carried by frame 2, which is older.
+    part = whole.part(3, 8)
+    assert part.frame_numbers.tolist() == [3, 4, 5, 6, 7, 8]
+    assert part.keyframes.frame_index.tolist() == [2, 7] and part.num_keyframes == 2
+    chosen = np.flatnonzero(whole.placed_in())[3:7]
+    np.testing.assert_array_equal(part.trajectory().T_WC, whole.trajectory().T_WC[3:7])
+    np.testing.assert_array_equal(part.timestamps[part.placed_in()], whole.timestamps[chosen])
+    assert part.links.tolist() == [] and part.observations.tolist() == [
+        [4, 0, 5],
+        [4, 1, 6],
+        [7, 1, 3],
+    ]
+    assert len(part.point_cloud().points) == len(whole.point_cloud().points) // 2
+    assert part.verdict().startswith(
+        "PARTLY LOST: 4 of 6 frames have a pose, the first without one is frame 5"
+    )
+    assert part.evaluate() is not None and part.images.max() == 20
+    # Of two pieces, the one that has more frames within the part; and a part of a part.
+    other = whole.part(8, 15)
+    assert other.submaps == (3, 0) and other.links.tolist() == [[0, 1], [2, 3]]
+    np.testing.assert_array_equal(other.part(12, 15).trajectory().T_WC, whole.trajectory(3).T_WC)
+    retrieved = whole.part(7, 8).frames
+    assert retrieved.is_retrieved.tolist() == [[False, False]] * 2
+    everything = whole.part(0, 15)
+    for ours, theirs in (
+        (everything.frames, whole.frames),
+        (everything.keyframes, whole.keyframes),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert everything.links.tolist() == whole.links.tolist()
+    with pytest.raises(SourceError, match="pieces: no frame has a number from 16 to 99; there are"):
+        whole.part(16, 99)
+
+
 @pytest.mark.parametrize("with_scale", [True, False])
 @pytest.mark.parametrize(
     ("submap", "keyframes_only", "count", "left_out", "piece"),
@@ -281,7 +318,7 @@ def test_an_archive_of_the_first_format_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SourceError) as caught:
         Reconstruction.load(tmp_path)
     assert str(caught.value) == (
-        f"{path}: was written by an older version, in format 1 instead of 4; run the source again"
+        f"{path}: was written by an older version, in format 1 instead of 5; run the source again"
     )
 
 

@@ -31,19 +31,3 @@ def test_a_finished_map_shows_what_its_cloud_has():
         parts.append(np.asarray(T_WC.apply(jnp.asarray(view.points)))[view.confidence > 1.5])
         np.testing.assert_array_equal(view.image, result.images[slot])
     np.testing.assert_allclose(np.concatenate(parts), result.point_cloud(1.5).points, atol=1e-5)
-
-
-def test_matches_of_links_are_the_same_points():
-    """The kept matches: pixels of two keyframes that show one point of the room."""
-    result = rim.result()
-    poses = jnp.asarray(result.keyframes.T_WC.wxyz_xyz_scale)
-    points = [
-        np.asarray(Sim3(poses[k]).apply(jnp.asarray(result.keyframes.pointmap.points[k])))
-        for k in range(result.num_keyframes)
-    ]
-    assert len(result.matches) == len(result.links) > 0
-    for (i, j), matched in zip(result.links, result.matches, strict=True):
-        good = matched >= 0
-        assert good.mean() > 0.1
-        apart = points[i][result.match_pixels[good]] - points[j][matched[good]]
-        assert np.median(np.linalg.norm(apart, axis=1)) < 0.02  # metres; a pixel is wider than 1 cm
