@@ -353,6 +353,12 @@ class Reconstruction(Displayed):
         return load_archive(pathlib.Path(folder) / "reconstruction.npz")
 
 
+def keyframe_name(frame_index: int, slot: int) -> str:
+    """What files of a keyframe are called: ``000012``, its frame's number; or ``map-000003``, its
+    place in the map that the run began with, where its frame's number is negative."""
+    return f"{frame_index:06d}" if frame_index >= 0 else f"map-{slot:06d}"
+
+
 def is_loop(links: np.ndarray) -> np.ndarray:
     """bool [L]: links [L, 2] whose keyframes are at least ``LOOP_GAP`` keyframes apart."""
     return np.abs(links[:, 0] - links[:, 1]) >= LOOP_GAP
