@@ -91,7 +91,9 @@ class Reconstruction(Displayed):
     timing: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Seconds by stage; see ``slam.stepper.StageTimer.summary``."""
     notes: tuple[str, ...] = ()
-    """What the user should know: limits reached, a source that ended early."""
+    """What the user should know: limits reached, a source that broke off."""
+    broken_off: str = ""
+    """Why the source gave no more frames, if it did not just end."""
     K: np.ndarray | None = None
     """Intrinsics float32 [3, 3] at the working resolution, when the run was calibrated."""
     panels: tuple[Panel, ...] = ()

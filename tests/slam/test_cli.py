@@ -24,6 +24,8 @@ from slam.cli import demo, main, session
 from slam.cli.prior import ChosenPrior, rendered_name
 from slam.cli.run import Run
 from slam.config import SlamConfig
+from slam.io import recording
+from slam.io.frames import SourceError
 from slam.io.open_source import RectifiedSource, open_source
 from slam.io.recording import write_video
 from slam.presets import read_preset
@@ -524,6 +526,51 @@ def test_ctrl_c_leaves_a_run_that_can_be_gone_on_with(capsys, monkeypatch):
     assert session.run_and_report(source, chosen, rim.CONFIG, wanted, about={}) == 0
     result = Reconstruction.load("out")
     assert 1 <= result.num_frames < len(source.frames) and result.tracked.all()
+
+
+def test_what_was_mapped_before_an_unreadable_image_is_written(capsys):
+    recording.write_tum(open_source(rim.URI, stride=3, max_frames=4), pathlib.Path("tum"))
+    images = sorted(pathlib.Path("tum/rgb").iterdir())
+    images[2].write_bytes(images[2].read_bytes()[:-5000])
+    command = ("run", "tum", "--prior", "rendered", *NO_NOISE, *SMALL, "--out", "out")
+    assert call(*command) == 3
+    said, err = capsys.readouterr()
+    assert err == "" and max(map(len, said.splitlines())) <= 80
+    assert f"note: the source broke off after frame 1: {images[2]}: " in " ".join(said.split())
+    result = Reconstruction.load("out")
+    assert result.num_frames == 2 and result.broken_off.startswith(str(images[2]))
+    told = json.loads(pathlib.Path("out/run.json").read_text())
+    assert told["verdict"] == result.verdict() and "broke off" in told["verdict"]
+    assert told["notes"] == list(result.notes)
+    assert not pathlib.Path("out/checkpoint").exists()
+    images[0].write_bytes(images[0].read_bytes()[:-5000])
+    refused(capsys, *command, "--overwrite", words=[str(images[0])])
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_source_that_breaks_off_as_it_is_interrupted(live, monkeypatch):
+    class Source(rim.Frames):
+        def __iter__(self):
+            yield from self.frames
+            raise SourceError("no picture for 10 s")
+
+    class AfterTwoFrames:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked > 2
+
+    interrupt = contextlib.nullcontext(AfterTwoFrames())
+    monkeypatch.setattr(session, "_first_interrupt", lambda *_: interrupt)
+
+    source = Source(list(rim.walk()[:2]))
+    source.live = live
+    chosen = ChosenPrior(rim.EXACT, "exact", {}, "next: look")
+    wanted = session.Session(pathlib.Path("out"), checkpoint_seconds=60.0)
+    status = session.run_and_report(source, chosen, rim.CONFIG, wanted, about={})
+    assert status == (0 if live else session.BROKEN_OFF)
+    assert Reconstruction.load("out").num_frames == 2
 
 
 @pytest.fixture(scope="module")
