@@ -72,7 +72,7 @@ def export_colmap(result: Reconstruction, folder: pathlib.Path, min_confidence: 
         f"{len(cameras.slots)} images, {len(tracks.points)} points seen {len(tracks.point)} times; "
         f"mean reprojection error {tracks.mean_error:.2f} px",
         _focal(cameras),
-        "opens in COLMAP (File > Import model), pycolmap, and what reads COLMAP's models",
+        "opens in COLMAP (File > Import model), pycolmap, and what reads their models",
     ]
 
 
