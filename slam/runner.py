@@ -121,6 +121,7 @@ def run(
     to_come = prepare_frames(frames_from(source, first), config.size, *collected.timestamps[:1])
 
     first_done = waiting = begin
+    seen: tuple[np.ndarray, DenseResult] | None = None
     with contextlib.ExitStack() as stack:
         saver = None
         if checkpoint is not None:
@@ -156,9 +157,10 @@ def run(
                 state, larger = _with_room(config, state, collected.outputs[-1])
                 if larger:
                     collected.growth.append({"frame": number, **larger})
+            seen = np.asarray(item.host.image), dense
             if watch is not None and watch.wanted():
                 reports.read()
-                watch.take(state, collected, np.asarray(item.host.image), dense)
+                watch.take(state, collected, *seen)
             done = time.perf_counter()
             timer.book("frame", done - waiting)
             waiting = done
@@ -181,6 +183,8 @@ def run(
         timer.waits = True
         state, output = stepper.catch_up(prior, state, collected.outputs[-1])
         collected.outputs[-1] = jax.device_get(output)
+    if watch is not None and seen is not None:
+        watch.take(state, collected, *seen)
     end = time.perf_counter()
     later = len(collected.outputs) - first - 1
     timing = {

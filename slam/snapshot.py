@@ -69,8 +69,8 @@ class Observer(Protocol):
         ...
 
     def take(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Called after ``ready`` said yes; ``snapshot`` is to be called once, later if need be and
-        in any thread, but in order.
+        """Called after ``ready`` said yes, and at the end; ``snapshot`` is to be called once, later
+        if need be and in any thread, but in order.
 
         The contents are of this moment. Fetching them from the device is left to that call.
         """

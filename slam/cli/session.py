@@ -162,6 +162,8 @@ def run_and_report(
     advice = chosen.advice if result.num_keyframes else NOT_STARTED
     print_report(console, result, advice=None if done else advice)
     print_files(console, OutputFiles(folder, files.notes), seconds)
+    if session.observer is not None and result.num_keyframes:
+        say(console, f"to look at the map again: mast3r-slam view {folder}")
     if not done:
         return 1
     return BROKEN_OFF if result.broken_off and not (stopped and live) else 0

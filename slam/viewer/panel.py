@@ -1,6 +1,8 @@
 """The controls beside the picture, and what is written there."""
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from slam.viewer.scene import (
     PATH,
     TRACKING_LINK,
     Settings,
+    Stroke,
     resized,
 )
 
@@ -25,6 +28,16 @@ if TYPE_CHECKING:
 _PICTURE = 200
 """Width in pixels of the pictures of the last frame."""
 
+_LOW_SHEET = (
+    '<style>[style*="max-height: 60%"]:not(:hover, :focus-within)'
+    "{max-height: 14em !important}</style>"
+)
+"""In a window as narrow as a phone's, viser lays the controls over the lower 60 % of it and has no
+setting for less. So they cover that much only while they are touched."""
+
+_DARK = "dark"
+"""What a browser keeps if its page is to be dark."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
@@ -32,14 +45,15 @@ class Actions:
 
     changed: Callable[[], None]
     """A setting was changed."""
-    overview: Callable[[], None]
+    overview: Callable[["viser.ClientHandle"], None]
     pause: Callable[[], None]
     step: Callable[[], None]
     resume: Callable[[], None]
 
 
 class Panel:
-    """The controls of one server.
+    """The controls of one server. What is drawn is the same in all browsers; how it is looked at,
+    each browser says for itself.
 
     Args:
         server: where they are to be.
@@ -54,7 +68,11 @@ class Panel:
         from viser import Icon
 
         self._gui = gui = server.gui
+        self._live, self._actions = live, actions
         self._max_points = initial.max_points
+        self._follow: dict[int, Any] = {}
+        """By the browser's number."""
+        self._filling = threading.Lock()
         self._status = gui.add_markdown("waiting for the first frame" if live else "")
         self._buttons: list[Any] = []
         if live:
@@ -79,20 +97,41 @@ class Panel:
             self._cameras = gui.add_checkbox("Keyframes", initial.cameras)
             self._links = gui.add_checkbox("Links", initial.links)
             self._path = gui.add_checkbox("Path", initial.path)
-            gui.add_html(_legend(live))
-        with gui.add_folder("View"):
-            gui.add_button("Overview", icon=Icon.FOCUS_CENTERED).on_click(
-                lambda _: actions.overview()
-            )
-            self._follow = gui.add_checkbox(
-                "Follow", False, visible=live, hint="Move with the camera"
-            )
-            self._dark = gui.add_checkbox("Dark", False)
+            self._legend = gui.add_html(_legend(live))
+        self._view = gui.add_folder("View")
+        gui.add_html(_LOW_SHEET)
         for control in (self._confidence, self._size, self._cameras, self._links, self._path):
             control.on_update(lambda _: actions.changed())
-        self._follow.on_update(lambda _: actions.changed())
-        self._dark.on_update(lambda _: self._set_theme())
-        self._set_theme()
+        _set_theme(gui, dark=False)
+
+    def welcome(self, client: "viser.ClientHandle") -> None:
+        """Give a browser what is its own: where it looks from, and light or dark, which it
+        remembers."""
+        from viser import Icon
+
+        remembered = None
+        with contextlib.suppress(RuntimeError, TimeoutError):  # it may keep nothing, or have left
+            remembered = client.local_storage.get_item(_DARK, timeout=5.0)
+        with self._filling, self._view:  # a folder is filled by one thread at a time
+            overview = client.gui.add_button("Overview", icon=Icon.FOCUS_CENTERED)
+            follow = client.gui.add_checkbox(
+                "Follow", False, visible=self._live, hint="Move with the camera"
+            )
+            dark = client.gui.add_checkbox("Dark", remembered is not None)
+        self._follow[client.client_id] = follow
+        overview.on_click(lambda _: self._actions.overview(client))
+        follow.on_update(lambda _: self._actions.changed())
+
+        @dark.on_update
+        def _(_: Any) -> None:
+            _set_theme(client.gui, dark.value)
+            if dark.value:
+                client.local_storage.set_item(_DARK, "yes")
+            else:
+                client.local_storage.remove_item(_DARK)
+
+        if dark.value:
+            _set_theme(client.gui, dark=True)
 
     @property
     def settings(self) -> Settings:
@@ -106,10 +145,14 @@ class Panel:
             max_points=self._max_points,
         )
 
-    @property
-    def follow(self) -> bool:
-        """Whether the view is to move with the camera."""
-        return self._follow.value
+    def forget(self, client: "viser.ClientHandle") -> None:
+        """A browser has left."""
+        self._follow.pop(client.client_id, None)
+
+    def follows(self, client: "viser.ClientHandle") -> bool:
+        """Whether a browser's view is to move with the camera."""
+        follow = self._follow.get(client.client_id)
+        return follow is not None and follow.value
 
     def show_paused(self, paused: bool) -> None:
         """Offer what can be done now."""
@@ -149,13 +192,6 @@ class Panel:
             both = [snapshot.image, depth_picture(snapshot.depth)]
             self._picture.image = np.hstack([resized(image, _PICTURE) for image in both])
 
-    def _set_theme(self) -> None:
-        self._gui.configure_theme(
-            dark_mode=self._dark.value,
-            show_logo=False,
-            show_share_button=False,  # it would ask a server on the internet for a tunnel
-        )
-
 
 def depth_picture(depth: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: depth [H, W] in colours, near ones red; unknown (NaN) ones grey."""
@@ -168,18 +204,23 @@ def depth_picture(depth: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _legend(live: bool) -> str:
-    """What the colours mean."""
-    entries = [
-        (KEYFRAME, "keyframe"),
-        *([(CURRENT, "last frame")] if live else []),
-        (PATH, "path"),
-        (TRACKING_LINK, "tracking link"),
-        (LOOP_LINK, "loop link"),
-    ]
-    squares = "".join(
-        '<span style="white-space:nowrap;margin-right:0.8em"><span style="display:inline-block;'
-        f'width:0.8em;height:0.8em;background:rgb{color};margin-right:0.3em"></span>{what}</span> '
-        for color, what in entries
+def _set_theme(gui: "viser.GuiApi", dark: bool) -> None:
+    gui.configure_theme(
+        dark_mode=dark,
+        show_logo=False,
+        show_share_button=False,  # it would ask a server on the internet for a tunnel
     )
-    return f'<div style="font-size:0.8em;padding:0.2em 1em 0.6em">{squares}</div>'
+
+
+def _legend(live: bool) -> str:
+    """What colours and widths mean."""
+    frames = {"keyframe": KEYFRAME} | ({"last frame": CURRENT} if live else {})
+    strokes = {what: Stroke(color, 10.0) for what, color in frames.items()}
+    strokes |= {"path": PATH, "tracking link": TRACKING_LINK, "loop link": LOOP_LINK}
+    entries = "".join(
+        '<span style="white-space:nowrap;margin-right:0.8em"><span style="display:inline-block;'
+        f"vertical-align:middle;width:1.2em;height:{stroke.width:g}px;background:rgb{stroke.color};"
+        f'margin-right:0.3em"></span>{what}</span> '
+        for what, stroke in strokes.items()
+    )
+    return f'<div style="font-size:0.8em;padding:0.2em 1em 0.6em">{entries}</div>'

@@ -1,7 +1,7 @@
 """What is drawn of a map, kept up to date with as little as possible sent again."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,9 +13,21 @@ from slam.viewer.cloud import Cloud, Lens, halvings_for
 if TYPE_CHECKING:
     import viser
 
-TRACKING_LINK, LOOP_LINK = (60, 130, 235), (235, 75, 50)
-PATH, KEYFRAME, CURRENT = (40, 170, 100), (130, 130, 140), (245, 160, 20)
-"""RGB; all of them can be told apart on white and on black."""
+
+class Stroke(NamedTuple):
+    """How a line is drawn."""
+
+    color: tuple[int, int, int]
+    """RGB."""
+    width: float
+    """In pixels."""
+
+
+TRACKING_LINK = Stroke((60, 130, 235), 5.0)
+"""Wide, for the path runs along it and must not hide it."""
+LOOP_LINK, PATH = Stroke((235, 75, 50), 3.0), Stroke((40, 170, 100), 2.0)
+KEYFRAME, CURRENT = (130, 130, 140), (245, 160, 20)
+"""RGB; all colours can be told apart on white and on black."""
 
 PATH_POINTS = 2000
 """A longer path is drawn through every second, third, ... position: it is sent at every update."""
@@ -259,37 +271,29 @@ class Scene:
         """The graph's links and the path."""
         here = snapshot.submaps[snapshot.links].reshape(-1, 2) == snapshot.submap
         centres = snapshot.keyframe_poses[:, 4:7]
-        for name, chosen, color in (
+        for name, chosen, stroke in (
             ("/links/tracking", ~snapshot.is_loop_link, TRACKING_LINK),
             ("/links/loop", snapshot.is_loop_link, LOOP_LINK),
         ):
             ends = centres[snapshot.links[chosen & here.all(axis=1)]]
-            self._lines(name, ends, color, self._settings.links, thickness=1.5)
+            self._lines(name, ends, stroke, self._settings.links)
         stride = max(1, -(-len(snapshot.positions) // PATH_POINTS))
         # From the last one backwards, so that the path always ends at the camera.
         path = snapshot.positions[::-1][::stride]
-        self._lines(
-            "/path",
-            np.stack([path[:-1], path[1:]], axis=1),
-            PATH,
-            self._settings.path,
-            thickness=3.0,
-        )
+        self._lines("/path", np.stack([path[:-1], path[1:]], axis=1), PATH, self._settings.path)
 
-    def _lines(
-        self,
-        name: str,
-        ends: np.ndarray,
-        color: tuple[int, int, int],
-        visible: bool,
-        thickness: float,
-    ) -> None:
+    def _lines(self, name: str, ends: np.ndarray, stroke: Stroke, visible: bool) -> None:
         handle = self._api.get_handle_by_name(name)
         if handle is not None and np.array_equal(handle.points, ends):  # type: ignore[attr-defined]
             _set(handle, "visible", visible)
         elif len(ends):
             self._api.add_line_segments(
-                name, ends, color, thickness=thickness, thickness_units="screen", visible=visible
+                name,
+                ends,
+                stroke.color,
+                thickness=stroke.width,
+                thickness_units="screen",
+                visible=visible,
             )
         elif handle is not None:
             handle.remove()

@@ -7,6 +7,7 @@ its page asks nothing of the internet (a test sees to that); and its controls fi
 import collections
 import contextlib
 import errno
+import http
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 PERIOD = 0.2
 """Seconds between snapshots at least: as often as an eye follows a growing map, and a snapshot
 costs the run a copy of the last keyframe's points."""
+
+_PARTING = 0.3
+"""Seconds in which browsers still get what was drawn last; viser sends it within a sixtieth."""
 
 _RECENT = 20
 """Frames over which their rate is told."""
@@ -71,8 +76,9 @@ class Viewer:
         # All below is guarded by, and told of by, this.
         self._changed = threading.Condition()
         self._waiting: collections.deque[Callable[[], Snapshot]] = collections.deque()
-        self._stale = self._lost_sight = False
-        self._drawing = self._closed = self._paused = False
+        self._stale = self._drawing = self._closed = self._paused = False
+        self._lost_sight: set[int] = set()
+        """Numbers of the browsers that want the overview."""
         self._steps = 0
         self._last = -PERIOD
         self._frame_times: collections.deque[float] = collections.deque(maxlen=_RECENT)
@@ -80,6 +86,7 @@ class Viewer:
         initial = Settings(min_confidence=min_confidence, max_points=max_points)
         self._panel = Panel(self._server, live, initial, actions)
         self._server.on_client_connect(self._welcome)
+        self._server.on_client_disconnect(self._panel.forget)
         self._worker = threading.Thread(target=self._work, name="viewer", daemon=True)
         self._worker.start()
 
@@ -108,6 +115,8 @@ class Viewer:
     def take(self, snapshot: Callable[[], Snapshot]) -> None:
         """Have a snapshot fetched and drawn soon."""
         with self._changed:
+            if self._closed:
+                return
             self._last = time.monotonic()
             self._waiting.append(snapshot)
             self._changed.notify_all()
@@ -141,13 +150,15 @@ class Viewer:
         return self._server.scene.as_html()
 
     def close(self) -> None:
-        """Stop listening; a run that waits goes on, without being shown."""
+        """Draw what was taken and stop listening; a run that waits goes on, without being shown."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             self._changed.notify_all()
         self._worker.join(timeout=10)
+        if self._clients():
+            time.sleep(_PARTING)
         with _silent():
             self._server.stop()
 
@@ -173,9 +184,10 @@ class Viewer:
             self._stale = True
             self._changed.notify_all()
 
-    def _look_over(self) -> None:
+    def _look_over(self, client: "viser.ClientHandle") -> None:
         with self._changed:
-            self._stale = self._lost_sight = True
+            self._stale = True
+            self._lost_sight.add(client.client_id)
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -183,10 +195,10 @@ class Viewer:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._waiting or self._stale)
-                if self._closed:
+                if self._closed and not self._waiting:
                     return
                 make = self._waiting.popleft() if self._waiting else None
-                lost_sight, self._lost_sight = self._lost_sight, False
+                lost_sight, self._lost_sight = self._lost_sight, set()
                 self._stale, self._drawing = False, True
             try:
                 self._draw(make() if make else None, lost_sight)
@@ -197,7 +209,7 @@ class Viewer:
                     self._drawing = False
                     self._changed.notify_all()
 
-    def _draw(self, snapshot: Snapshot | None, lost_sight: bool) -> None:
+    def _draw(self, snapshot: Snapshot | None, lost_sight: set[int]) -> None:
         self._scene.draw(snapshot, self._panel.settings)
         if snapshot is not None:
             self._snapshot = snapshot
@@ -205,20 +217,25 @@ class Viewer:
             return
         scene = self._scene
         self._panel.show(self._snapshot, scene.num_points, scene.highest_confidence, self._fps())
-        overview = scene.overview()
+        overview, behind = scene.overview(), scene.behind()
+        clients = self._clients()
+        lost = [client for client in clients if client.client_id in lost_sight]
         if overview is not None and (
-            lost_sight
-            or self._home is None
+            self._home is None
             or self._snapshot.submap != self._home_submap  # which is another world
             # Nobody has chosen a view, so that it may change as the map grows.
-            or (overview.differs(self._home) and all(map(self._is_home, self._clients())))
+            or (
+                (lost or overview.differs(self._home))
+                and all(client in lost or self._is_home(client) for client in clients)
+            )
         ):
             self._set_home(overview, self._snapshot.submap)
-        if self._panel.follow:
-            behind = self._scene.behind()
-            if behind is not None:
-                for client in self._clients():
-                    _move(client, behind)
+        elif overview is not None:
+            for client in lost:
+                _move(client, overview)
+        if behind is not None:
+            for client in filter(self._panel.follows, clients):
+                _move(client, behind)
 
     def _clients(self) -> list["viser.ClientHandle"]:
         return list(self._server.get_clients().values())
@@ -241,21 +258,28 @@ class Viewer:
 
     def _welcome(self, client: "viser.ClientHandle") -> None:
         """A browser begins at home by itself; see that a narrow window then shows all of it."""
-        if client.camera.aspect >= 1:
-            return
 
-        @client.camera.on_update
-        def _(camera: "viser.CameraHandle") -> None:
+        def step_back(camera: "viser.CameraHandle") -> None:
             home = self._home
             if home is not None and np.allclose(camera.position, home.position, atol=1e-4):
                 _move(client, home)
 
+        if client.camera.aspect < 1:
+            client.camera.on_update(step_back)
+            step_back(client.camera)
+        self._panel.welcome(client)
+
     def _tell(self, error: Exception) -> None:
+        """Once, and come back even from someone who does not want to hear of it."""
         problem = f"{type(error).__name__}: {error}"
-        self._panel.show_problem(problem)
-        if problem not in self._reported:
-            self._reported.add(problem)
-            self._report(problem)
+        try:
+            self._panel.show_problem(problem)
+            if problem not in self._reported:
+                self._reported.add(problem)
+                self._report(problem)
+        except Exception as another:
+            why = f"{type(another).__name__}: {another}"
+            print(f"viewer: {problem} (which could not be reported: {why})", file=sys.stderr)
 
     def _fps(self) -> float | None:
         with self._changed:
@@ -292,13 +316,16 @@ def _listen(host: str, port: int) -> "viser.ViserServer":
     # A browser may leave while it is sent something.
     warnings.filterwarnings("ignore", r"Queued a \w+ on a closed connection")
     address = _free_address(host, port)
-    with _silent():
+    with _STARTING, _silent(), _own_pages_only():
         server = viser.ViserServer(address, port, verbose=False)
         if port and server.get_port() != port:  # taken in the meantime, and the next one used
             server.stop()
             raise SourceError(_TAKEN.format(host=host, port=port))
     return server
 
+
+_STARTING = threading.Lock()
+"""Held while settings of the process are others so that a server can start."""
 
 _TAKEN = "{host}:{port}: another program listens there; choose another port with --port"
 
@@ -330,6 +357,33 @@ def _free_address(host: str, port: int) -> str:
                     raise SourceError(_TAKEN.format(host=host, port=port)) from None
                 problem = problem or error
     raise SourceError(f"{host}:{port}: cannot listen there ({problem})")
+
+
+@contextlib.contextmanager
+def _own_pages_only() -> Iterator[None]:
+    """Let a server that is started here answer no page of another site.
+
+    Browsers let every page connect to every address, this machine's own too; it is for the server
+    to look where the page is from. viser does not, and passes no such option on.
+    """
+    from websockets.asyncio import server
+
+    serve = server.serve
+
+    def guarded(*arguments: Any, process_request: Any, **options: Any) -> Any:
+        def guard(connection: Any, request: Any) -> Any:
+            origin = request.headers.get("Origin")
+            if origin is None or urlsplit(origin).netloc == request.headers.get("Host"):
+                return process_request(connection, request)
+            return connection.respond(http.HTTPStatus.FORBIDDEN, "for its own page only\n")
+
+        return serve(*arguments, process_request=guard, **options)
+
+    server.serve = guarded  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        server.serve = serve  # type: ignore[misc]
 
 
 @contextlib.contextmanager

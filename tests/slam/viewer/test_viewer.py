@@ -106,6 +106,28 @@ def test_what_cannot_be_drawn_is_reported_once_and_the_rest_is_drawn(viewer, rep
     assert viewer._scene.num_points == HEIGHT * WIDTH
 
 
+def test_a_report_that_fails_does_not_end_the_drawing(capsys):
+    def refuse(problem):
+        raise ValueError("not now")
+
+    with Viewer("127.0.0.1", 0, report=refuse) as viewer:
+        viewer.take(lambda: 1 / 0)
+        viewer.show(one())
+        assert viewer._scene.num_points == HEIGHT * WIDTH
+    said = "ZeroDivisionError: division by zero (which could not be reported: ValueError: not now)"
+    assert said in capsys.readouterr().err
+
+
+def test_what_was_taken_before_the_end_is_drawn(viewer):
+    gate = threading.Event()
+    viewer.take(lambda: (gate.wait(10), one())[1])
+    viewer.take(lambda: snapshot([pose()] * 2, {1: wall(1)}))
+    closing = later(viewer.close)
+    gate.set()
+    closing.result(10)
+    assert viewer._scene.num_points == 2 * HEIGHT * WIDTH
+
+
 def test_points_are_drawn_where_they_are_in_the_world(viewer):
     rng = np.random.default_rng(0)
     rotation = rng.normal(size=4)
@@ -197,6 +219,35 @@ def test_only_what_has_changed_is_sent_again(viewer):
         assert 0 < received(browser) < cloud / 3
         viewer.show(snapshot(moved, {2: wall(2)}))
         assert cloud < received(browser) < 1.5 * cloud
+
+
+def test_pages_of_other_sites_are_refused(viewer):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    address = f"127.0.0.1:{viewer.port}"
+    protocols = [f"viser-v{viser.__version__}"]
+    with connect(f"ws://{address}", origin=f"http://{address}", subprotocols=protocols) as own:
+        assert received(own) > 0
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(f"ws://{address}", origin="http://elsewhere.example", subprotocols=protocols)
+
+
+def test_the_legend_has_the_strokes_that_are_drawn(viewer):
+    ends = np.array([[0, 1], [0, 2]], np.int32)
+    views = {slot: wall(slot) for slot in range(3)}
+    poses = [pose(position=(slot, 0, 0)) for slot in range(3)]
+    viewer.show(snapshot(poses, views, links=ends, is_loop_link=np.array([False, True])))
+    legend = viewer._panel._legend.content
+    names = {"/path": "path", "/links/tracking": "tracking link", "/links/loop": "loop link"}
+    seen = set()
+    for line, what in names.items():
+        drawn = node(viewer, line)
+        color = tuple(int(c) for c in np.asarray(drawn.colors).reshape(-1, 3)[0])
+        seen.add((color, drawn.thickness))
+        swatch = legend.split(f"</span>{what}<")[0].rsplit("<span", 1)[1]
+        assert f"height:{drawn.thickness:g}px;background:rgb{color}" in swatch
+    assert len({color for color, _ in seen}) == len({width for _, width in seen}) == 3
 
 
 def test_points_that_are_nowhere_are_left_out():

@@ -1,0 +1,30 @@
+"""The measurement of a viewer's cost: who takes turns with whom, and what is compared."""
+
+import contextlib
+import types
+
+import pytest
+
+from experiments import viewer_cost
+from experiments.viewer_cost import NOBODY, UNOPENED, ViewerCost, report
+
+
+def test_every_run_is_compared_with_the_one_beside_it_that_nobody_looked_at():
+    _, nobody, viewer = report({NOBODY: [10.0, 40.0, 20.0], UNOPENED: [11.0, 40.0, 21.0]})
+    assert nobody.split()[-6:] == ["10.0", "40.0", "1.000", "1.000", "to", "1.000"]
+    assert viewer.split() == ["viewer", *"21.0 11.0 40.0 1.050 1.000 to 1.100".split()]
+
+
+def test_kinds_take_turns(monkeypatch, capsys):
+    pytest.importorskip("viser")
+    watched = []
+
+    def run(frames, prior, stepper, observer):
+        watched.append(observer is not None)
+        return types.SimpleNamespace(timing={"fps_after_first_frame": 40 if observer else 50})
+
+    monkeypatch.setattr(viewer_cost.slam, "run", run)
+    monkeypatch.setattr(viewer_cost, "chromium", lambda: contextlib.nullcontext(None))
+    assert ViewerCost(frames=1, size=(32, 32), repeats=2).execute() == 0
+    assert watched == [True, False, True, True, False]
+    assert "1.250  1.250 to 1.250" in capsys.readouterr().out
