@@ -175,7 +175,7 @@ def run(
         reports.read()
     if state is None:
         raise upcoming.failure or SourceError(f"{source.name}: the source has no frames")
-    broken_off = str(upcoming.failure or "")
+    broken_off = str(upcoming.failure) if isinstance(upcoming.failure, SourceError) else ""
     if broken_off:
         last = len(collected.outputs) - 1
         collected.notes.append(f"the source broke off after frame {last}: {broken_off}")
