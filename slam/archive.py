@@ -50,6 +50,7 @@ def save_archive(result: Reconstruction, path: str | os.PathLike[str]) -> None:
         "config": dataclasses.asdict(result.config),
         "timing": result.timing,
         "notes": result.notes,
+        "broken_off": result.broken_off,
     }
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with atomic_write(path) as file:
@@ -82,6 +83,7 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             K=arrays.get("K"),
             timing=about["timing"],
             notes=tuple(about["notes"]),
+            broken_off=about.get("broken_off", ""),
             images=arrays["images"],
             **{name: arrays[name] for name in _OF_LINKS},
         )

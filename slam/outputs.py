@@ -22,7 +22,7 @@ from slam.evaluation import AteResult
 from slam.io.atomic import atomic_write
 from slam.io.ply import write_ply
 from slam.io.trajectory_file import write_trajectory
-from slam.reconstruction import PointCloud, Reconstruction
+from slam.reconstruction import PointCloud, Reconstruction, keyframe_name
 from slam.state import Mode
 
 PACKAGES = ("mast3r-slam-jax", "jax", "jaxlib", "flax", "numpy", "opencv-python", "jaxlie")
@@ -159,7 +159,7 @@ def _write_all(
         )
     for slot in range(result.num_keyframes):
         number = int(result.keyframes.frame_index[slot])
-        with atomic_write(folder / "keyframes" / f"{number:06d}.png") as file:
+        with atomic_write(folder / "keyframes" / f"{keyframe_name(number, slot)}.png") as file:
             Image.fromarray(result.images[slot]).save(file, format="png")
     _draw(result, folder, cloud)
     with atomic_write(folder / "run.json") as file:

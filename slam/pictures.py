@@ -77,7 +77,7 @@ def keyframe_sheet(
     title = f"{_title(result, submap)}: {len(slots)} of {count} keyframes"
     return plots.plot_views(
         result.images[slots],
-        [f"frame {int(result.keyframes.frame_index[slot])}" for slot in slots],
+        [_called(int(result.keyframes.frame_index[slot]), int(slot)) for slot in slots],
         depths * scales[:, None, None] if depth else None,
         title=title,
     )
@@ -98,6 +98,11 @@ def panel_picture(name: str, panel: Panel) -> plots.Picture:
         np.asarray(found.usable).reshape(height, width),
         title=f"{name}: frame {panel.frame_index} against keyframe {panel.keyframe_index}",
     )
+
+
+def _called(frame_index: int, slot: int) -> str:
+    """``slam.reconstruction.keyframe_name``, for people."""
+    return f"frame {frame_index}" if frame_index >= 0 else f"map keyframe {slot}"
 
 
 def _title(result: Reconstruction, submap: int | None) -> str:

@@ -86,7 +86,9 @@ class Reconstruction(Displayed):
     timing: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Seconds by stage; see ``slam.stepper.StageTimer.summary``."""
     notes: tuple[str, ...] = ()
-    """What the user should know: limits reached, a source that ended early."""
+    """What the user should know: limits reached, a source that broke off."""
+    broken_off: str = ""
+    """Why the source gave no more frames, if it did not just end."""
     K: np.ndarray | None = None
     """Intrinsics float32 [3, 3] at the working resolution, when the run was calibrated."""
     panels: tuple[Panel, ...] = ()
@@ -361,6 +363,12 @@ class Reconstruction(Displayed):
         from slam.archive import load_archive
 
         return load_archive(pathlib.Path(folder) / "reconstruction.npz")
+
+
+def keyframe_name(frame_index: int, slot: int) -> str:
+    """What files of a keyframe are called: ``000012``, its frame's number; or ``map-000003``, its
+    place in the map that the run began with, where its frame's number is negative."""
+    return f"{frame_index:06d}" if frame_index >= 0 else f"map-{slot:06d}"
 
 
 def is_loop(links: np.ndarray) -> np.ndarray:

@@ -75,7 +75,8 @@ def run(
             is that of an unbroken run, if the source gives the same frames again; panels are those
             of the frames after it.
         map: results of an earlier run, in whose map the camera looks for its place. The new frames
-            extend it; the old keyframes have negative frame numbers, -1 for the last frame then.
+            extend it. The old keyframes have negative frame numbers, -1 for the last frame then;
+            pictures and files call them by their place in the map (``map-000003.png``).
         stop: asked after every frame; once it says yes, no further frame is taken.
         num_panels: how many frames, evenly spread, to keep per-pixel results of.
         stepper: compiled stages of an earlier run, with their configuration, to save compiling
@@ -85,7 +86,8 @@ def run(
             Results are the same. By default 1 on a CPU, which has nobody to wait for, else 16.
 
     Returns:
-        The reconstruction, on the host.
+        The reconstruction, on the host. If the source broke off (raised ``SourceError`` after its
+        first frame), of what had come until then; ``broken_off`` and a note tell why.
 
     Raises:
         SourceError: the source cannot be read, is empty, or lacks what was asked of it; or what was
@@ -172,7 +174,11 @@ def run(
                 break
         reports.read()
     if state is None:
-        raise SourceError(f"{source.name}: the source has no frames")
+        raise upcoming.failure or SourceError(f"{source.name}: the source has no frames")
+    broken_off = str(upcoming.failure) if isinstance(upcoming.failure, SourceError) else ""
+    if broken_off:
+        last = len(collected.outputs) - 1
+        collected.notes.append(f"the source broke off after frame {last}: {broken_off}")
     if state.backlog is not None:
         timer.waits = True
         state, output = stepper.catch_up(prior, state, collected.outputs[-1])
@@ -219,6 +225,7 @@ def run(
         reference_T_WC=known if np.isfinite(known).any() else None,
         timing=timing,
         notes=tuple(collected.notes),
+        broken_off=broken_off,
         panels=tuple(panels),
         K=None if host.K is None else np.asarray(host.K),
         system=pack(state, host, prior, config, source.name, collected),
@@ -354,37 +361,38 @@ class _Upcoming:
         self.frames, self.prior, self.stepper = frames, prior, stepper
         self.waited = 0.0
         """Seconds that the last frame was waited for."""
+        self.failure: Exception | None = None
+        """Why no more frames come, if the source did not just end."""
         self._next: _Item | None = None
-        self._failure: Exception | None = None
 
     def __iter__(self) -> Iterator[_Item]:
-        while self._failure is None:
+        while True:
             begin = time.perf_counter()
-            item, self._next = self._next, None
+            item, self._next = self._next or self._take(), None
             if item is None:
-                try:
-                    item = self._take()
-                except StopIteration:
-                    return
+                break
             self.waited = time.perf_counter() - begin
             yield item
-        raise self._failure
+        if self.failure is not None and not isinstance(self.failure, SourceError):
+            raise self.failure  # a mistake of somebody
 
     def prepare(self) -> None:
         """Have the next frame encoded, if there is one already."""
-        if self._next is None and self._failure is None and self.frames.ready():
-            try:
-                item = self._take()
-            except StopIteration:
-                return
-            except Exception as error:  # its turn comes after the frame that is being worked on
-                self._failure = error
-                return
-            encoding = self.stepper.encode(self.prior, item.frame)
-            self._next = dataclasses.replace(item, encoding=encoding)
+        if self._next is None and self.frames.ready():
+            item = self._take()
+            if item is not None:
+                encoding = self.stepper.encode(self.prior, item.frame)
+                self._next = dataclasses.replace(item, encoding=encoding)
 
-    def _take(self) -> _Item:
-        raw, host = next(self.frames)
+    def _take(self) -> _Item | None:
+        """The next frame. What is raised in its place has its turn after the frames before it."""
+        try:
+            raw, host = next(self.frames)
+        except StopIteration:
+            return None
+        except Exception as error:
+            self.failure = error
+            return None
         return _Item(raw, host, jax.device_put(host))
 
 

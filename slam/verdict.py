@@ -8,6 +8,11 @@ if TYPE_CHECKING:
 
 def verdict(result: "Reconstruction") -> str:
     """One honest sentence."""
+    broken_off = "; the source broke off" if result.broken_off else ""
+    return f"{_of_the_frames(result)}{broken_off}"
+
+
+def _of_the_frames(result: "Reconstruction") -> str:
     frames, placed, pieces = result.num_frames, int(result.tracked.sum()), len(result.submaps)
     if placed == 0:
         return f"NOT STARTED: none of {frames} frames was usable as a first keyframe"

@@ -177,6 +177,11 @@ def convert(command: Convert, console: rich.console.Console) -> ConversionSummar
 
     Raises ``ArchiveError`` or ``OSError`` with the reason; then nothing is written.
     """
+    if not command.input.exists():
+        raise ArchiveError(
+            f"{command.input}: no such file; `python -m weights_conversion download` brings the "
+            "published ones"
+        )
     is_head = is_retrieval(load_archive(command.input))
     _check_output(command.output_dir, _RETRIEVAL if is_head else _NETWORK, command.overwrite)
     summary = _convert_head(command) if is_head else _convert_network(command, console)

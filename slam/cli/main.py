@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done; 1 done but no frame beyond the first could be placed, or training has
         diverged, or a benchmark does not keep what it is compared with; 2 the input cannot be used;
-        130 interrupted.
+        3 the source broke off, and what came before is written; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:

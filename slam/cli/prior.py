@@ -35,11 +35,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 ADVICE_NETWORK = (
     "next: the prior's predictions do not agree between frames. Are these trained weights, and do "
-    "neighbouring images overlap? See panels/ and run.json."
+    "neighbouring images overlap? See keyframes/ and run.json."
 )
 ADVICE_RENDERED = (
     "next: the source's depth and poses do not agree between frames. Are --depth-scale and the "
-    "intrinsics right, and do neighbouring images overlap? See panels/ and run.json."
+    "intrinsics right, and do neighbouring images overlap? See keyframes/ and run.json."
 )
 """What to look into when no frame fits the first."""
 

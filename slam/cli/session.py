@@ -45,6 +45,8 @@ _STAGES = {
     "frame": "whole frame",
 }
 """Stages of ``slam.stepper`` in the order of the report, and what it calls them."""
+BROKEN_OFF = 3
+"""Exit status of a run whose source gave no more frames and should have."""
 NOT_STARTED = (
     "next: the prior is confident of nothing in these images. Do they show anything, and if it is "
     "a network, are its weights trained?"
@@ -88,7 +90,7 @@ def run_and_report(
     """Run, write every output into one folder, print what happened and where it is.
 
     Interrupted once, a run of a live source ends and is written; any other is left where it can be
-    gone on with.
+    gone on with. What was mapped before a source broke off is written.
 
     Args:
         source: images.
@@ -101,7 +103,8 @@ def run_and_report(
         hints: lines to print at the start, such as how the input was understood.
 
     Returns:
-        0; 1 when no frame beyond the first could be placed; 130 when it was interrupted.
+        0; 1 when no frame beyond the first could be placed; 3 when the source broke off; 130 when
+        it was interrupted.
     """
     console = Console(highlight=False)
     if session.resume:
@@ -139,7 +142,8 @@ def run_and_report(
             stop=interrupted.is_set,
             num_panels=3,
         )
-    if interrupted.is_set() and not live:
+    stopped = interrupted.is_set()
+    if stopped and not (live or result.broken_off):
         say(console, f"interrupted after frame {result.num_frames - 1}; to go on:")
         say(console, f"  mast3r-slam run --resume {folder}")
         return 130
@@ -160,7 +164,9 @@ def run_and_report(
     print_files(console, OutputFiles(folder, files.notes), seconds)
     if session.observer is not None and result.num_keyframes:
         say(console, f"to look at the map again: mast3r-slam view {folder}")
-    return 0 if done else 1
+    if not done:
+        return 1
+    return BROKEN_OFF if result.broken_off and not (stopped and live) else 0
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 
 from slam.exports.focal import estimate_focal
 from slam.io.frames import SourceError
-from slam.reconstruction import Reconstruction
+from slam.reconstruction import Reconstruction, keyframe_name
 
 _MOST_POINTS = 4096
 """Of each keyframe, for the focal length."""
@@ -100,7 +100,10 @@ def cameras_of(
         points=points.astype(np.float32),
         confidence=confidence,
         images=images,
-        names=tuple(f"{view.frame_index:06d}.png" for view in views),
+        names=tuple(
+            f"{keyframe_name(view.frame_index, int(slot))}.png"
+            for view, slot in zip(views, slots, strict=True)
+        ),
     )
 
 

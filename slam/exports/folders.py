@@ -13,7 +13,7 @@ from slam.io.frames import SourceError
 from slam.io.ply import write_ply
 from slam.reconstruction import Reconstruction
 
-_IMAGES = r"images/-?\d{5,6}\.png"
+_IMAGES = r"images/(map-)?\d{6}\.png"
 COLMAP_FILES = rf"{_IMAGES}|sparse/0/(cameras|images|points3D)\.txt"
 NERFSTUDIO_FILES = rf"{_IMAGES}|transforms\.json|points\.ply"
 """Every file of the folders."""
@@ -72,7 +72,7 @@ def export_colmap(result: Reconstruction, folder: pathlib.Path, min_confidence: 
         f"{len(cameras.slots)} images, {len(tracks.points)} points seen {len(tracks.point)} times; "
         f"mean reprojection error {tracks.mean_error:.2f} px",
         cameras.lens,
-        "opens in COLMAP (File > Import model), pycolmap, and what reads COLMAP's models",
+        "opens in COLMAP (File > Import model), pycolmap, and what reads their models",
     ]
 
 

@@ -1,6 +1,7 @@
 """Live images: a webcam, a network stream, a RealSense, whatever can be opened by address."""
 
 import contextlib
+import logging
 import re
 import threading
 import time
@@ -22,6 +23,11 @@ ADDRESS = re.compile(
 """What ``LiveSource`` takes."""
 PATIENCE = 10.0
 """Seconds without a picture after which a stream counts as broken."""
+TRIES, PAUSE = 3, 2.0
+"""How often a stream of the network that broke off is opened again, and seconds before each try:
+enough for a connection that is lost for a moment."""
+
+_log = logging.getLogger(__name__)
 
 
 class LiveSource:
@@ -29,11 +35,12 @@ class LiveSource:
 
     A thread takes pictures as fast as they come and keeps the last one, so a slow consumer misses
     pictures but is never late. Timestamps are seconds since the first, when they were taken. Each
-    iteration opens the camera anew and ends when the stream does; closing the iterator closes the
-    camera. A RealSense brings its intrinsics and the distortion of its lens.
+    iteration opens the camera anew; closing the iterator closes it. Only recordings (a pipeline, a
+    file behind an address) come to an end by themselves. A stream of the network that breaks off is
+    opened again a few times. A RealSense brings its intrinsics and the distortion of its lens.
 
     Raises ``SourceError`` if there is no such kind of address or the package it needs, and while
-    iterating if the camera cannot be opened, or nothing comes.
+    iterating if the camera cannot be opened, or no more pictures come.
     """
 
     live = True
@@ -58,21 +65,38 @@ class LiveSource:
             )
 
     def __iter__(self) -> Iterator[SourceFrame]:
+        index, tries, first, why = 0, 0, 0.0, ""
+        while True:
+            try:
+                for taken, rgb, camera in self._pictures():
+                    first = first or taken
+                    yield SourceFrame(
+                        index=index,
+                        timestamp=taken - first,
+                        rgb=rgb,
+                        K=camera.K,
+                        distortion=camera.distortion,
+                        origin=f"{self._shown} frame {index}",
+                    )
+                    index, tries, why = index + 1, 0, ""
+                return
+            except SourceError as error:
+                if index == 0 or self._parts.lastgroup is not None:  # None: an address
+                    raise
+                why = why or str(error)
+                if tries == TRIES:
+                    raise SourceError(f"{why}; opened again {TRIES} times in vain") from None
+                tries += 1
+                _log.warning("%s; opening it again, %d of %d", error, tries, TRIES)
+                time.sleep(PAUSE)
+
+    def _pictures(self) -> Iterator[tuple[float, np.ndarray, "_Camera"]]:
+        """Pictures of the camera, opened once, and when they were taken."""
         camera = self._open()
         newest = _Newest(camera)
         try:
-            index = 0
             while picture := newest.take(self.patience):
-                taken, rgb = picture
-                yield SourceFrame(
-                    index=index,
-                    timestamp=taken - newest.first,
-                    rgb=rgb,
-                    K=camera.K,
-                    distortion=camera.distortion,
-                    origin=f"{self._shown} frame {index}",
-                )
-                index += 1
+                yield *picture, camera
         except TimeoutError:
             raise SourceError(
                 f"{self._shown}: no picture for {self.patience:g} s; is the stream still running?"
@@ -81,6 +105,8 @@ class LiveSource:
             raise SourceError(f"{self._shown}: the camera failed ({error})") from None
         finally:
             newest.stop()
+        if camera.endless:
+            raise SourceError(f"{self._shown}: gives no more pictures")
 
     def _open(self) -> "_Camera":
         # What hangs in a driver ends by itself, and after somebody has said so.
@@ -88,7 +114,7 @@ class LiveSource:
         if self._parts["serial"] is not None:
             return realsense.RealSenseCamera(self.address, self._parts["serial"], wait)
         place = _place(self.address, self._parts, round(1000 * wait))
-        return _OpenCVCamera(self._shown, place)
+        return _OpenCVCamera(self._shown, place, may_end=self._parts["pipeline"] is not None)
 
 
 @runtime_checkable
@@ -97,6 +123,8 @@ class _Camera(Protocol):
 
     K: np.ndarray | None
     distortion: np.ndarray | None
+    endless: bool
+    """Whether something is wrong if it ends."""
 
     def read(self) -> np.ndarray | None:
         """Waits for the next picture, RGB; None at the end."""
@@ -113,12 +141,14 @@ class _OpenCVCamera:
     K: np.ndarray | None = None
     distortion: np.ndarray | None = None
 
-    def __init__(self, shown: str, place: tuple[Any, ...]) -> None:
+    def __init__(self, shown: str, place: tuple[Any, ...], may_end: bool) -> None:
         with opencv_quiet():
             self._capture = cv2.VideoCapture(*place)
         if not self._capture.isOpened():
             self.release()
             raise SourceError(f"{shown}: cannot be opened; is it there, and not in use elsewhere?")
+        # Of a recording behind an address, the number of frames is known.
+        self.endless = not may_end and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
 
     def read(self) -> np.ndarray | None:
         there, image = self._capture.read()
@@ -153,7 +183,6 @@ class _Newest:
     """Takes pictures in a thread, keeps the last one, and closes the camera when it ends."""
 
     def __init__(self, camera: _Camera) -> None:
-        self.first = 0.0
         self._camera, self._stopped = camera, False
         self._changed = threading.Condition()
         self._picture: tuple[float, np.ndarray] | None = None
@@ -187,7 +216,6 @@ class _Newest:
             while not self._stopped and (rgb := self._camera.read()) is not None:
                 now = time.monotonic()
                 with self._changed:
-                    self.first = self.first or now
                     self._picture = (now, rgb)
                     self._changed.notify()
         except Exception as error:

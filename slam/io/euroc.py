@@ -18,8 +18,9 @@ from slam.io.trajectory_file import Trajectory, check_unit_length, trajectory
 from slam.io.yaml_file import read_yaml
 
 MAX_DIFFERENCE = 0.005
-"""Seconds between an image and the pose that is taken for its own: ground truth comes at 200 Hz,
-with a stamp for every image while it lasts."""
+"""Seconds between an image and the pose that is taken for its own, the nearest, as evo and TUM's
+tools do it. Nothing is to be interpolated: ground truth comes at 200 Hz, and one of its stamps is
+that of the image, to less than a microsecond."""
 _NANOSECONDS = 1e9
 
 

@@ -35,7 +35,9 @@ def image_size(path: pathlib.Path) -> tuple[int, int]:
     """``(width, height)`` from the file's header, as shown (EXIF rotation included)."""
     with _opened(path) as image:
         width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        # Of a PNG whose header has no such tag, Pillow would decode all to look behind the pixels.
+        tagged = image.format != "PNG" or "exif" in image.info
+        turned = tagged and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     return (height, width) if turned else (width, height)
 
 

@@ -23,6 +23,7 @@ class RealSenseCamera:
 
     K: np.ndarray | None
     distortion: np.ndarray | None
+    endless = True
 
     def __init__(self, address: str, serial: str, patience: float) -> None:
         rs = load(address)

@@ -74,7 +74,7 @@ class VideoSource:
             usable = len(range(start, number, stride))
             raise SourceError(
                 f"{self.path}: ends after {number} of {self.num_frames} frames, the file is cut "
-                f"short or damaged; use what is there with max_frames={usable}"
+                f"short or damaged; to end there on purpose: max_frames={usable}"
             )
 
     @contextlib.contextmanager

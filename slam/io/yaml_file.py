@@ -35,7 +35,8 @@ class Entry:
 def read_yaml(path: pathlib.Path) -> dict[str, Entry]:
     """The values of a YAML file by their dotted keys, ``tracking.huber``, in the file's order.
 
-    Lists are values; an empty file has none. Raises ``SourceError`` naming the line if the file
+    Lists are values; an empty file has none. The first line may be the ``%YAML:1.0`` that OpenCV
+    writes and asks for, which is no YAML. Raises ``SourceError`` naming the line if the file
     cannot be read, is no YAML, is no mapping, or has a key twice.
     """
     try:
@@ -45,6 +46,7 @@ def read_yaml(path: pathlib.Path) -> dict[str, Entry]:
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not a text file") from error
     entries: dict[str, Entry] = {}
+    text = re.sub(r"\A%YAML:", "#", text)
     try:
         loader = _Loader(text)
         try:

@@ -11,6 +11,8 @@ import pytest
 
 from slam import runner
 from slam.checkpoint import CHECKPOINT, MAP, Checkpointing, on_host, read
+from slam.exports.cameras import cameras_of
+from slam.exports.folders import COLMAP_FILES
 from slam.io.frames import SourceError
 from slam.io.preparation import prepare_frames
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
@@ -71,7 +73,7 @@ def mapped(tmp_path_factory):
     return folder
 
 
-def test_a_new_camera_finds_its_place_in_an_old_map(mapped):
+def test_a_new_camera_finds_its_place_in_an_old_map(mapped, tmp_path):
     old = rim.result()
     later = rim.Frames([dataclasses.replace(f, index=i) for i, f in enumerate(rim.walk()[4:9])])
     result = runner.run(later, rim.EXACT, stepper=rim.stepper(), map=mapped)
@@ -87,6 +89,17 @@ def test_a_new_camera_finds_its_place_in_an_old_map(mapped):
     np.testing.assert_array_equal(result.images[:size], old.images)
     assert len(result.links) >= len(old.links)
     assert len(result.point_cloud().points) >= len(old.point_cloud().points)
+    # Files and pictures call the old keyframes by their places, and so do those of loaded results.
+    result.save(tmp_path / "later", keep_map=False)
+    names = [f"map-{slot:06d}.png" for slot in range(size)]
+    names += [f"{number:06d}.png" for number in np.flatnonzero(result.is_keyframe)]
+    files = sorted(path.name for path in (tmp_path / "later" / "keyframes").iterdir())
+    assert files == sorted(names)
+    loaded = Reconstruction.load(tmp_path / "later")
+    assert list(cameras_of(loaded).names) == names
+    assert all(re.fullmatch(COLMAP_FILES, f"images/{name}") for name in names)
+    headings = [axes.get_title() for axes in loaded.plot_keyframes(depth=False).axes]
+    assert headings[:size] == [f"map keyframe {slot}" for slot in range(size)]
 
 
 def other_prior():

@@ -3,14 +3,18 @@
 import contextlib
 import dataclasses
 import functools
+import glob
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
 
 import cv2
 import jax
@@ -20,10 +24,14 @@ from PIL import Image
 
 from mast3r_jax import checkpoint, load
 from mast3r_jax.packaging import package
+from slam import runner
 from slam.cli import demo, main, session
+from slam.cli.main import _parse
 from slam.cli.prior import ChosenPrior, rendered_name
 from slam.cli.run import Run
 from slam.config import SlamConfig
+from slam.io import recording
+from slam.io.frames import SourceError
 from slam.io.open_source import RectifiedSource, open_source
 from slam.io.recording import write_video
 from slam.presets import read_preset
@@ -33,6 +41,7 @@ from tests.conftest import DATA
 from tests.mast3r_jax.test_card import CARD
 from tests.slam import rim
 from tests.slam.io.recordings import write_images, write_tum
+from tests.weights_conversion.test_retrieval import small, write_files
 
 OFFICIAL = DATA / "network" / "tiny_official_layout.pth"
 NO_NOISE = tuple(f"--noise.{kind}=0" for kind in ("depth", "bias", "scale", "descriptor"))
@@ -46,6 +55,14 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once():
+    """What has been compiled for one run serves the next of the same configuration."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "Stepper", rim.stepper)
+        yield
 
 
 def call(*arguments) -> int:
@@ -526,6 +543,51 @@ def test_ctrl_c_leaves_a_run_that_can_be_gone_on_with(capsys, monkeypatch):
     assert 1 <= result.num_frames < len(source.frames) and result.tracked.all()
 
 
+def test_what_was_mapped_before_an_unreadable_image_is_written(capsys):
+    recording.write_tum(open_source(rim.URI, stride=3, max_frames=4), pathlib.Path("tum"))
+    images = sorted(pathlib.Path("tum/rgb").iterdir())
+    images[2].write_bytes(images[2].read_bytes()[:-5000])
+    command = ("run", "tum", "--prior", "rendered", *NO_NOISE, *SMALL, "--out", "out")
+    assert call(*command) == 3
+    said, err = capsys.readouterr()
+    assert err == "" and max(map(len, said.splitlines())) <= 80
+    assert f"note: the source broke off after frame 1: {images[2]}: " in " ".join(said.split())
+    result = Reconstruction.load("out")
+    assert result.num_frames == 2 and result.broken_off.startswith(str(images[2]))
+    told = json.loads(pathlib.Path("out/run.json").read_text())
+    assert told["verdict"] == result.verdict() and "broke off" in told["verdict"]
+    assert told["notes"] == list(result.notes)
+    assert not pathlib.Path("out/checkpoint").exists()
+    images[0].write_bytes(images[0].read_bytes()[:-5000])
+    refused(capsys, *command, "--overwrite", words=[str(images[0])])
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_source_that_breaks_off_as_it_is_interrupted(live, monkeypatch):
+    class Source(rim.Frames):
+        def __iter__(self):
+            yield from self.frames
+            raise SourceError("no picture for 10 s")
+
+    class AfterTwoFrames:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked > 2
+
+    interrupt = contextlib.nullcontext(AfterTwoFrames())
+    monkeypatch.setattr(session, "_first_interrupt", lambda *_: interrupt)
+
+    source = Source(list(rim.walk()[:2]))
+    source.live = live
+    chosen = ChosenPrior(rim.EXACT, "exact", {}, "next: look")
+    wanted = session.Session(pathlib.Path("out"), checkpoint_seconds=60.0)
+    status = session.run_and_report(source, chosen, rim.CONFIG, wanted, about={})
+    assert status == (0 if live else session.BROKEN_OFF)
+    assert Reconstruction.load("out").num_frames == 2
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A MASt3R of 0.7 million random parameters, converted by the command."""
@@ -598,3 +660,82 @@ def test_convert_says_what_it_did(capsys, tmp_path):
     }
     refused(capsys, "convert", OFFICIAL, tmp_path / "weights", words=["--overwrite"])
     shutil.rmtree(tmp_path / "weights")
+
+
+# the README's path, as a newcomer types it
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TOY = {"run": NETWORK, "view": ("--port", "0")}
+"""What is added to the commands."""
+ELSEWHERE = ("demo", "bench", "train")
+"""They have tests of their own."""
+PUBLISHED = "MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric"
+
+
+def commands() -> list[str]:
+    """What follows ``mast3r-slam``, in the order of the text."""
+    found = re.findall(r"mast3r-slam ([a-z]+(?: [^`\n#]+)?)(?=[`\n#])", README)
+    return [command.strip() for command in found]
+
+
+def typed(command: str) -> list[str]:
+    """The command's words as the shell hands them on, at toy size."""
+    words = [w for word in shlex.split(command) for w in (glob.glob(word) or [word])]
+    if "retrieval" in command:  # or the runs would need programs of their own
+        words[-1] = "weights/retrieval"
+    if "rendered" in words:
+        words[words.index("256")] = "128"
+        return [*words, *NO_NOISE, "--config.keyframe-capacity", "4"]
+    if "--viewer" in words:
+        words += ["--viewer-port", "0"]
+    return [*words, *(() if "--resume" in words else TOY.get(words[0], ()))]
+
+
+def closed_at_once(seconds):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def newcomer(monkeypatch):
+    """A folder with somebody's recordings, and what ``download`` brings."""
+    monkeypatch.setattr("slam.cli.view.time.sleep", closed_at_once)
+    files = write_files(pathlib.Path("checkpoints"), *small())
+    for file in (files, files.with_name(files.name.replace("trainingfree.pth", "codebook.pkl"))):
+        file.rename(file.with_name(file.name.replace("MASt3R_512_metric", PUBLISHED)))
+    shutil.copy(OFFICIAL, f"checkpoints/{PUBLISHED}.pth")
+    for name in ("my_video.mp4", "second.mp4"):
+        write_video(open_source("procedural:room?seed=3&frames=4&size=64x48"), name)
+    recording.write_tum(rim.source(8), "path/to/tum_sequence")
+
+
+def test_the_readme_can_be_typed(newcomer, capsys):
+    for command in commands():
+        words = typed(command)
+        if words[0] in ELSEWHERE:
+            _parse(words, brief=False)
+            continue
+        if words[0] == "export":  # of a run that has found its way for sure
+            words[1] = "outputs/tum_sequence"
+        status = main(words)
+        said, err = capsys.readouterr()
+        if "--resume" in words:
+            assert "outputs/my_video: this run has finished; there is nothing to go on" in err
+            continue
+        # Where a network of random numbers gets to is chance.
+        assert (status, err) in ((0, ""), (int("weights/mast3r" in words), "")), (command, err)
+        assert max(map(len, said.splitlines())) <= 80, said
+    for name in ("my_video", "my_video-2", "second", "tum_sequence"):
+        assert pathlib.Path("outputs", name, "run.json").is_file(), name
+    library, recordings = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]
+    names = {}
+    exec(library.replace("SlamConfig()", "SlamConfig(size=64, keyframe_capacity=4)"), names)
+    assert names["poses"].shape[1:] == (4, 4) and capsys.readouterr().out
+    exec(recordings.replace("frames=60", "frames=2&size=64x48"), names)
+    assert len(list(open_source("room.mp4"))) == 2
+
+
+def test_extras_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"\.\[(\w+)\]", README)
+    assert {"dev", "viewer", "bench", "gpu"} <= set(named) <= set(extras["optional-dependencies"])

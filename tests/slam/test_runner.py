@@ -151,20 +151,54 @@ def test_the_device_has_the_next_frame_before_the_host_reads_of_this_one(monkeyp
     ]  # fmt: skip
 
 
-def test_a_source_that_fails_ahead_of_its_turn_fails_after_the_frames_before_it():
-    class Failing(rim.Frames):
-        def __iter__(self):
-            yield from self.frames
-            raise SourceError("frame 3: torn")
+class Failing(rim.Frames):
+    """The first frames of the walk, and what is raised then."""
 
+    def __init__(self, count: int, failure: Exception) -> None:
+        super().__init__(list(rim.walk()[:count]))
+        self.failure = failure
+
+    def __iter__(self):
+        yield from self.frames
+        raise self.failure
+
+
+def smaller(frame):
+    return dataclasses.replace(frame, rgb=frame.rgb[:48])
+
+
+@pytest.mark.parametrize("time_every", [1, 100])  # 100: it fails ahead of its turn
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (lambda: Failing(3, SourceError("3.png: torn")), "3.png: torn"),
+        (lambda: rim.Frames([*rim.walk()[:3], smaller(rim.walk()[3])]), "image is 128x48 but"),
+    ],
+)
+def test_what_was_mapped_before_a_source_broke_off_is_kept(source, why, time_every):
+    result = runner.run(source(), rim.EXACT, stepper=rim.stepper(), time_every=time_every)
+    assert result.num_frames == 3 and why in result.broken_off
+    np.testing.assert_array_equal(result.trajectory().T_WC, rim.result().trajectory().T_WC[:3])
+    assert result.notes == (f"the source broke off after frame 2: {result.broken_off}",)
+    assert result.verdict() == "all 3 frames have a pose, 1 keyframe; the source broke off"
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def test_a_source_that_breaks_off_before_its_first_frame_is_refused():
+    with pytest.raises(SourceError, match=r"^0\.png: torn$"):
+        runner.run(Failing(0, SourceError("0.png: torn")), rim.EXACT, stepper=rim.stepper())
+
+
+@pytest.mark.parametrize("time_every", [1, 100])
+def test_a_mistake_in_a_source_is_raised_after_the_frames_before_it(time_every):
     told = []
-    with pytest.raises(SourceError, match="frame 3: torn"):
+    with pytest.raises(KeyError, match="slot"):
         runner.run(
-            Failing(list(rim.walk()[:3])),
+            Failing(3, KeyError("slot")),
             rim.EXACT,
             stepper=rim.stepper(),
             on_progress=lambda p: told.append(p.frame),
-            time_every=100,
+            time_every=time_every,
         )
     assert told[:2] == [0, 1]
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
@@ -276,11 +310,6 @@ def zoomed(frame):
             lambda walk: [dataclasses.replace(walk[0], K=None)],
             True,
             ["frame 0", "no intrinsics", "calibration"],
-        ),
-        (
-            lambda walk: [walk[0], dataclasses.replace(walk[1], rgb=walk[1].rgb[:48])],
-            False,
-            ["frame 3", "128x48", "128x96"],
         ),
     ],
 )

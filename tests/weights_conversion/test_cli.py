@@ -130,7 +130,7 @@ def test_bad_files_leave_nothing_behind(tmp_path, capsys, network):
         "numpy.pth": "not a PyTorch checkpoint",
         "inf.pth": "enc_norm.weight holds numbers that are not finite",
         "rude.pth": r"unknown tensor \x1b[2J",
-        "missing.pth": "No such file",
+        "missing.pth": "no such file",
     }.items():
         heads = ("--enc-heads", 2, "--dec-heads", 1)
         said = refused(capsys, "convert", tmp_path / name, tmp_path / "deep" / "out", *heads)

@@ -171,6 +171,21 @@ def test_euroc(tmp_path):
     assert next(iter(open_source(tmp_path / "MH_00", rectify=True))).distortion is None
 
 
+def test_a_camera_file_as_opencv_writes_it(tmp_path):
+    """Which it is where somebody has made OpenCV read it."""
+    euroc(tmp_path)
+    plain = list(open_source(tmp_path))
+    edit(sensor_of(tmp_path), "\nsensor", "%YAML:1.0\n---\nsensor")
+    edit(sensor_of(tmp_path), "T_BS:", "T_BS: !!opencv-matrix")
+    for frame, other in zip(open_source(tmp_path), plain, strict=True):
+        np.testing.assert_array_equal(frame.T_WC, other.T_WC)
+        np.testing.assert_array_equal(frame.K, other.K)
+    # Lines are counted as they are in the file.
+    edit(sensor_of(tmp_path), "pinhole", "ocam")
+    with pytest.raises(SourceError, match=r"sensor\.yaml:13: camera_model 'ocam' is not known"):
+        open_source(tmp_path)
+
+
 def test_only_what_is_wanted_is_decoded(tmp_path):
     """What is skipped may be damaged meanwhile: nobody looks."""
     for write, names in ((seven_scenes, "frame-{:06d}.color.png"), (scannet, "color/{}.jpg")):

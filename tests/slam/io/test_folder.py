@@ -134,3 +134,16 @@ def test_colour_image_is_no_depth(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "d.png")
     with pytest.raises(SourceError, match=r"d\.png: expected a depth image"):
         read_depth(tmp_path / "d.png", 1000.0)
+
+
+def test_pixels_are_looked_at_when_their_turn_comes(tmp_path):
+    """On opening, headers are: a thousand images must not be decoded before the first is used."""
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(noise).save(tmp_path / name)
+    damaged = tmp_path / "b.png"
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    frames = iter(FolderSource(tmp_path))
+    assert (next(frames).rgb == noise).all()
+    with pytest.raises(SourceError, match=r"b\.png: unreadable image"):
+        next(frames)

@@ -29,7 +29,7 @@ class Capture:
     """In place of ``cv2.VideoCapture``: 40 pictures, one every 5 ms."""
 
     opened: ClassVar[list] = []
-    length, hangs, fails = 40, False, False
+    length, declared, hangs, fails = 40, -1, False, False
 
     def __init__(self, place, *options):
         self.place, self.options, self.count, self.released = place, options, 0, False
@@ -52,13 +52,27 @@ class Capture:
         image[..., 0] = self.count  # OpenCV: blue first
         return True, image
 
+    def get(self, what):
+        assert what == cv2.CAP_PROP_FRAME_COUNT
+        return self.declared
+
     def release(self):
         self.released = True
+
+
+def until_it_breaks_off(source, why):
+    """The frames of a camera, which has no other end."""
+    frames = []
+    with pytest.raises(SourceError, match=why):
+        for frame in source:
+            frames.append(frame)
+    return frames
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    monkeypatch.setattr(camera, "PAUSE", 0.01)
     Capture.opened.clear()
     yield Capture.opened
     gc.collect()  # generators that were left half-way
@@ -69,10 +83,12 @@ def test_a_slow_consumer_gets_the_newest_picture():
     source = open_source("webcam:2")
     assert isinstance(source, Source) and is_live(source) and source.num_frames is None
     seen = []
-    for frame in source:
-        assert frame.index == len(seen)
-        seen.append((int(frame.rgb[0, 0, 2]), frame.timestamp))
-        time.sleep(0.05)
+    with pytest.raises(SourceError, match=r"^webcam:2: gives no more pictures$"):
+        for frame in source:
+            assert frame.index == len(seen)
+            seen.append((int(frame.rgb[0, 0, 2]), frame.timestamp))
+            time.sleep(0.05)
+    assert len(Capture.opened) == 1
     numbers, times = map(list, zip(*seen, strict=True))
     assert Capture.opened[0].place == 2
     assert numbers == sorted(set(numbers)) and 2 <= len(numbers) < 20  # about every tenth
@@ -94,6 +110,31 @@ def test_streams_by_address(fake):
     assert is_live(sliced) and len(list(sliced)) == 2
     assert frame.rgb.shape == (48, 64, 3)
     assert "secret" not in LiveSource("rtsp://user:secret@10.0.0.3:554/left").name
+
+
+def test_a_stream_that_breaks_off_is_opened_again(fake, monkeypatch, caplog):
+    monkeypatch.setattr(Capture, "length", 2)
+    address = "rtsp://user:secret@10.0.0.3/left"
+    frames = iter(LiveSource(address))
+    taken = [next(frames) for _ in range(6)]
+    assert [frame.index for frame in taken] == list(range(6)) and len(fake) >= 3
+    assert all(b.timestamp > a.timestamp for a, b in itertools.pairwise(taken))
+    told = "rtsp://10.0.0.3/left: gives no more pictures; opening it again, 1 of 3"
+    assert set(caplog.messages) == {told}  # the tries are counted from the last picture on
+    caplog.clear()
+    monkeypatch.setattr(Capture, "isOpened", lambda self: False)
+    why = r"^rtsp://10\.0\.0\.3/left: gives no more pictures; opened again 3 times in vain$"
+    until_it_breaks_off(frames, why)
+    assert [message[-6:] for message in caplog.messages] == ["1 of 3", "2 of 3", "3 of 3"]
+    # There was no picture yet: the address may be wrong.
+    caplog.clear()
+    until_it_breaks_off(LiveSource(address), "cannot be opened")
+    assert not caplog.messages
+
+
+def test_a_recording_behind_an_address_ends(fake, monkeypatch):
+    monkeypatch.setattr(Capture, "declared", 40)
+    assert list(open_source("http://10.0.0.3/walk.mp4")) and len(fake) == 1
 
 
 def test_cameras_that_do_not_work(monkeypatch):
@@ -130,7 +171,7 @@ def test_a_stream_ends_though_its_camera_cannot_be_closed(monkeypatch):
     monkeypatch.setattr(Capture, "length", 3)
     monkeypatch.setattr(Capture, "release", release)
     begin = time.monotonic()
-    assert list(LiveSource("webcam:0", patience=5.0))
+    assert until_it_breaks_off(LiveSource("webcam:0", patience=5.0), "no more pictures")
     assert time.monotonic() - begin < 4
 
 
@@ -155,11 +196,15 @@ def test_pipelines_of_gstreamer(fake, monkeypatch):
 
 
 class Pictures(http.server.BaseHTTPRequestHandler):
-    """An IP camera: motion JPEG, picture after picture."""
+    """An IP camera: motion JPEG, picture after picture, until it reboots for the last time."""
 
-    count = 25
+    count, boots = 25, 2
 
     def do_GET(self):
+        Pictures.boots -= 1
+        if self.boots < 0:
+            self.send_error(503)
+            return
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
         self.end_headers()
@@ -177,14 +222,18 @@ class Pictures(http.server.BaseHTTPRequestHandler):
 def test_a_camera_of_the_network(monkeypatch):
     """OpenCV itself, and a server of this machine."""
     monkeypatch.undo()
+    monkeypatch.setattr(camera, "PAUSE", 0.01)
+    monkeypatch.setattr(Pictures, "boots", 2)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/video"
     try:
-        frames = list(open_source(address))
+        frames = until_it_breaks_off(open_source(address), "opened again 3 times in vain")
         numbers = [number_of(frame.rgb) for frame in frames]
-        assert numbers == sorted(set(numbers)) and numbers[-1] == Pictures.count - 1
+        again = numbers.index(Pictures.count - 1) + 1
+        for part in (numbers[:again], numbers[again:]):
+            assert part == sorted(set(part)) and part[-1] == Pictures.count - 1
         assert frames[0].rgb.shape == (48, 64, 3)
     finally:
         server.shutdown()
@@ -277,7 +326,7 @@ def device(monkeypatch):
 def test_a_realsense_brings_its_lens(device, address):
     source = open_source(address)
     assert is_live(source) and source.num_frames is None and device.running == 0
-    first, *others = source
+    first, *others = until_it_breaks_off(source, f"{address}: gives no more pictures")
     # The first picture stays what it was when the device writes the next ones.
     assert (first.rgb == first.rgb[0, 0]).all() and first.rgb[0, 0].tolist()[1:] == [0, 0]
     assert first.rgb[0, 0, 0] < others[-1].rgb[0, 0, 0] == 30
