@@ -83,7 +83,7 @@ def load_archive(path: str | os.PathLike[str]) -> Reconstruction:
             K=arrays.get("K"),
             timing=about["timing"],
             notes=tuple(about["notes"]),
-            broken_off=about.get("broken_off", ""),
+            broken_off=about["broken_off"],
             images=arrays["images"],
             **{name: arrays[name] for name in _OF_LINKS},
         )

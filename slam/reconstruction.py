@@ -17,6 +17,7 @@ from slam.config import SlamConfig
 from slam.display import Displayed
 from slam.evaluation import AteResult, ate
 from slam.io.trajectory_file import Trajectory
+from slam.parts import part_of
 from slam.pipeline import Views
 from slam.snapshot import KeyframeView, Snapshot, compose_poses
 from slam.state import Keyframes, Mode, StepOutput
@@ -321,8 +322,6 @@ class Reconstruction(Displayed):
         Raises:
             slam.io.frames.SourceError: there is no such frame.
         """
-        from slam.parts import part_of
-
         return part_of(self, first, last)
 
     def verdict(self) -> str:

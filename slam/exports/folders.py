@@ -13,7 +13,7 @@ from slam.io.frames import SourceError
 from slam.io.ply import write_ply
 from slam.reconstruction import Reconstruction
 
-_IMAGES = r"images/(map-)?\d{6}\.png"
+_IMAGES = r"images/(map-)?\d{6,}\.png"
 COLMAP_FILES = rf"{_IMAGES}|sparse/0/(cameras|images|points3D)\.txt"
 NERFSTUDIO_FILES = rf"{_IMAGES}|transforms\.json|points\.ply"
 """Every file of the folders."""

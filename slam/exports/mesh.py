@@ -1,12 +1,12 @@
 """A surface, fused from the keyframes' depths by Open3D (TSDF, Curless and Levoy 1996)."""
 
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from slam.exports.cameras import Cameras, cameras_of
+from slam.io.atomic import atomic_path
 from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 
@@ -63,14 +63,9 @@ def export_mesh(
         raise SourceError(f"{result.name}: voxels of {voxel:.3g} give no surface; change --voxel")
     colors = np.asarray(mesh.vertex_colors)  # the mesh's own
     np.clip(colors, 0, 1, out=colors)  # which interpolation has overshot by rounding
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.ply")
-    try:
+    with atomic_path(path) as temporary:
         if not o3d.io.write_triangle_mesh(str(temporary), mesh):
             raise OSError(f"{path}: Open3D could not write it")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return [
         f"{len(mesh.vertices)} vertices, {len(mesh.triangles)} triangles from voxels of "
         f"{voxel:.3g}; opens in MeshLab, CloudCompare, Blender",

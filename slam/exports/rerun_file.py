@@ -1,11 +1,11 @@
 """A recording for the Rerun viewer, in which the map grows keyframe by keyframe."""
 
-import os
 import pathlib
 
 import numpy as np
 
 from slam.exports.cameras import cameras_of
+from slam.io.atomic import atomic_path
 from slam.io.frames import SourceError
 from slam.reconstruction import Reconstruction
 
@@ -31,10 +31,8 @@ def export_rrd(result: Reconstruction, path: pathlib.Path, min_confidence: float
     cameras = cameras_of(result, only_to_look_at=True)
     (height, width), K = cameras.image_shape, cameras.K.copy()
     K[:2, 2] += _PIXEL
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
+    with atomic_path(path) as temporary:
         with rr.RecordingStream("mast3r-slam", recording_id=result.name) as recording:
             recording.save(temporary)
             recording.log("map", rr.ViewCoordinates.RDF, static=True)
@@ -63,9 +61,6 @@ def export_rrd(result: Reconstruction, path: pathlib.Path, min_confidence: float
                 recording.log(f"map/points/{k}", cloud)
             recording.flush()
             recording.disconnect()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return [
         f"{count} points, {len(cameras.slots)} keyframes; opens in Rerun: rerun FILE",
         cameras.lens,
