@@ -97,10 +97,11 @@ def test_checkpoints_are_bit_for_bit_and_the_last_ones_are_kept(tmp_path, arrays
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     assert checkpoints.latest() == 11
     same(checkpoints.load(11), full | {"step": np.asarray(11, np.int32)})
-    # One bit anywhere in the numbers, which orbax does not notice itself.
+    # One bit of the numbers, which orbax does not notice itself. The kernel is 31 kB of this file,
+    # and what lies beside it, 5 kB, comes in no fixed order: some of it is no longer in use.
     largest = max((tmp_path / "c" / "11").rglob("*"), key=lambda path: path.stat().st_size)
     whole = largest.read_bytes()
-    for at in (0, len(whole) // 2):
+    for at in (len(whole) // 4, len(whole) // 2):
         largest.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(CheckpointError, match="c/11: is damaged; delete this folder to go on"):
             checkpoints.load(11)
