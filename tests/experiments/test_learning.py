@@ -81,6 +81,7 @@ def standard_promotion():
         yield
 
 
+@pytest.mark.slow
 def test_learning_noise_and_learning_a_network(clip, standard_promotion, tmp_path, capsys):
     """In one test, for both compile the same clip."""
     made, _, config = clip

@@ -24,6 +24,8 @@ from ops.cholesky import solve_spd_linear
 from ops.relative_pose import relative_pose_curvature
 from tests.ops.test_pose_graph import K_SMALL, SMALL, scene
 
+pytestmark = pytest.mark.slow
+
 TIGHT = {"rel_error": 0.0, "delta_norm": 1e-13}
 H, W = 6, 7
 K_POSE = np.array([[6.0, 0, 3], [0, 6, 2.5], [0, 0, 1]])

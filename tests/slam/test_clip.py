@@ -17,6 +17,8 @@ from slam.losses import map_loss
 from slam.priors.rendered import describe
 from tests.slam import scenes
 
+pytestmark = pytest.mark.slow
+
 SHAPE, COUNT = (32, 48), 16
 K = np.array([[36.0, 0, 23.5], [0, 36.0, 15.5], [0, 0, 1]])
 TINY = MASt3RConfig(

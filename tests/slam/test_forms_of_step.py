@@ -14,6 +14,8 @@ from slam.pipeline import step
 from slam.priors.rendered import GeometryNoise, RenderedGeometryPrior
 from tests.slam import rim, scenes
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = SlamConfig(size=128, keyframe_capacity=16, edge_capacity=64)
 SPREAD = dataclasses.replace(AT_ONCE, graph=GraphConfig(spread=True))
 NOISY = RenderedGeometryPrior(GeometryNoise())

@@ -18,6 +18,8 @@ from slam.state import Mode, init_state
 from slam.stepper import Stepper
 from tests.slam import rim, scenes
 
+pytestmark = pytest.mark.slow
+
 CONFIG = rim.CONFIG
 EXACT = RenderedGeometryPrior(GeometryNoise.none())
 

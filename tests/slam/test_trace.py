@@ -159,6 +159,7 @@ def test_trace(golden, monkeypatch, mode):
     assert ate(placed.astype(np.float64), truth).rmse <= 1.001 * theirs.rmse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["rays", "calib"])
 def test_our_own_way(golden, mode):
     """The same decisions, and about the same error.

@@ -39,6 +39,7 @@ def made(*only: str) -> dict[str, suite.Stage]:
     return {stage.name: stage for stage in suite.stages(quick_plan(only))}
 
 
+@pytest.mark.slow
 @GXX
 def test_cpp_computes_the_same():
     names = ("projection", "refinement", "match", "edges-rays", "edges-pixels")

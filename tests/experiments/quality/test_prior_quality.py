@@ -74,6 +74,7 @@ class Wall:
             )
 
 
+@pytest.mark.slow
 def test_the_true_geometry_is_hard_to_beat(monkeypatch):
     judge = Judge(RenderedGeometryPrior(GeometryNoise.none()), SlamConfig(size=64), FEW)
     mean = np.broadcast_to(np.float32([0, 0, 1]), (48, 64, 3))

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.training.ingredients import Ingredients, make_recipe
 from experiments.training.network import tie_views
@@ -30,6 +31,7 @@ def network() -> MASt3R:
     return tie_views(build(cheap.SIZES, parameter))
 
 
+@pytest.mark.slow
 def test_a_minute_mast3r_learns_two_pairs_by_heart():
     """The regression loss falls to a tenth, errors from 0.9 of the distance to below 0.1.
 
