@@ -81,10 +81,10 @@ def project(
 
 def project_with_jacobian(
     points: list[Column], K: Float[Array, "3 3"] | Intrinsics, depth_eps: float
-) -> tuple[list[Column], Bool[Array, "*batch"], list[list[Column]]]:
+) -> tuple[list[Column], Bool[Array, "*batch"], list[list[Column | None]]]:
     """``project`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``: 3 rows of 7 entries.
 
-    With ``a = x/z``, ``b = y/z``:
+    None are those that are 0 for every point. With ``a = x/z``, ``b = y/z``:
 
         du = fx [1/z, 0, -a/z | -a b, 1 + a^2, -b | 0],
         dv = fy [0, 1/z, -b/z | -1 - b^2, a b, a | 0],
@@ -94,12 +94,12 @@ def project_with_jacobian(
     value, front = project(points, camera, depth_eps)
     a, b, depth, _ = _normalized(points, depth_eps)
     inverse = 1 / depth
-    o, one = jnp.zeros_like(a), jnp.ones_like(a)
+    one = jnp.ones_like(a)
     fx, fy = camera.fx, camera.fy
     jacobian = [
-        [fx * inverse, o, -fx * a * inverse, -fx * a * b, fx * (1 + a * a), -fx * b, o],
-        [o, fy * inverse, -fy * b * inverse, -fy * (1 + b * b), fy * a * b, fy * a, o],
-        [o, o, inverse, b, -a, o, one],
+        [fx * inverse, None, -fx * a * inverse, -fx * a * b, fx * (1 + a * a), -fx * b, None],
+        [None, fy * inverse, -fy * b * inverse, -fy * (1 + b * b), fy * a * b, fy * a, None],
+        [None, None, inverse, b, -a, None, one],
     ]
     return value, front, jacobian
 

@@ -51,8 +51,10 @@ def psi(points: list[Column]) -> list[Column]:
     return [*(coordinate * inverse for coordinate in points), distance]
 
 
-def psi_with_jacobian(points: list[Column]) -> tuple[list[Column], list[list[Column]]]:
+def psi_with_jacobian(points: list[Column]) -> tuple[list[Column], list[list[Column | None]]]:
     """``psi(Y)`` and its derivative under ``Y <- exp(xi) Y`` at ``xi = 0``, as 4 rows of 7 entries.
+
+    None are those that are 0 for every point.
 
     The point moves by ``tau + omega x Y + sigma Y``; with ``r = Y/|Y|``, ``d = |Y|``:
 
@@ -63,13 +65,12 @@ def psi_with_jacobian(points: list[Column]) -> tuple[list[Column], list[list[Col
     value = psi(points)
     x, y, z, d = value
     inverse = _inverse(d)
-    o = jnp.zeros_like(d)
     xy, xz, yz = -x * y * inverse, -x * z * inverse, -y * z * inverse
     return value, [
-        [(1 - x * x) * inverse, xy, xz, o, z, -y, o],
-        [xy, (1 - y * y) * inverse, yz, -z, o, x, o],
-        [xz, yz, (1 - z * z) * inverse, y, -x, o, o],
-        [x, y, z, o, o, o, d],
+        [(1 - x * x) * inverse, xy, xz, None, z, -y, None],
+        [xy, (1 - y * y) * inverse, yz, -z, None, x, None],
+        [xz, yz, (1 - z * z) * inverse, y, -x, None, None],
+        [x, y, z, None, None, None, d],
     ]
 
 

@@ -8,6 +8,7 @@ that is not active ends at once.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ from jaxtyping import Array, Float, Int
 from ops.edge_system.factors import (
     FactorConfig,
     FactorNoise,
-    RayFactorConfig,
     precisions,
     weighted_rows,
 )
@@ -31,10 +31,6 @@ from ops.sim3 import Sim3
 
 Ref = Any
 """Memory that a kernel reads or writes."""
-RAY_ENTRIES = ((0, 1, 2, 4, 5, 7), (0, 1, 2, 3, 5, 7), (0, 1, 2, 3, 4, 7), (0, 1, 2, 6, 7))
-"""Entries of the rows ``[J | z - h]`` that are not always zero: of the ray and the distance,"""
-PIXEL_ENTRIES = ((0, 2, 3, 4, 5, 7), (1, 2, 3, 4, 5, 7), (2, 3, 4, 6, 7))
-"""and of the pixel and the log-depth."""
 SLOTS = 64
 """Numbers of a program's result: an 8 x 8 matrix, of which the upper triangle is written."""
 
@@ -134,8 +130,6 @@ def _add_up(
     camera = None
     if image_shape is not None:
         camera = Intrinsics(*(constants[3 + k] for k in range(4)))
-    entries = RAY_ENTRIES if isinstance(config, RayFactorConfig) else PIXEL_ENTRIES
-    pairs = sorted({(a, b) for row in entries for a in row for b in row if a <= b})
     place = jnp.arange(block.pixels, dtype=jnp.int32)
     first = part * (block.pixels * block.rounds)
 
@@ -177,15 +171,14 @@ def _add_up(
             pixels,
         )
         sums = dict(sums)
-        for row, present in zip(rows, entries, strict=True):
-            for a, b in pairs:
-                if a in present and b in present:
-                    sums[a, b] = sums[a, b] + row[a] * row[b]
+        for row in rows:
+            entries = [(k, entry) for k, entry in enumerate(row) if entry is not None]
+            for (a, left), (b, right) in itertools.combinations_with_replacement(entries, 2):
+                sums[a, b] = sums[a, b] + left * right
         return sums
 
+    upper = list(itertools.combinations_with_replacement(range(8), 2))
     nothing = jnp.zeros(block.pixels, points.dtype)
-    sums = lax.fori_loop(0, block.rounds, add, dict.fromkeys(pairs, nothing))
-    for a in range(8):
-        for b in range(a, 8):
-            total = jnp.sum(sums[a, b]) if (a, b) in sums else jnp.zeros((), points.dtype)
-            out[edge, part, 8 * a + b] = total
+    sums = lax.fori_loop(0, block.rounds, add, dict.fromkeys(upper, nothing))
+    for a, b in upper:
+        out[edge, part, 8 * a + b] = jnp.sum(sums[a, b])

@@ -37,8 +37,10 @@ def pixel_model(Y):
 
 
 def matrices(entries):
-    """``[..., c, k]`` of ``entries[c][k][...]``."""
-    return jnp.moveaxis(jnp.asarray(entries), (0, 1), (-2, -1))
+    """``[..., c, k]`` of ``entries[c][k][...]``; None is 0."""
+    o = jnp.zeros_like(next(entry for entry in entries[0] if entry is not None))
+    filled = [[o if entry is None else entry for entry in row] for row in entries]
+    return jnp.moveaxis(jnp.asarray(filled), (0, 1), (-2, -1))
 
 
 @pytest.mark.parametrize("model", [ray_model, pixel_model])
@@ -84,7 +86,7 @@ def test_projection_flags_points_behind():
     )
     np.testing.assert_array_equal(front, [True, False, False, False])
     assert bool(jnp.all(jnp.isfinite(jnp.asarray(value))))
-    assert bool(jnp.all(jnp.isfinite(jnp.asarray(jacobian))))
+    assert bool(jnp.all(jnp.isfinite(matrices(jacobian))))
     np.testing.assert_allclose([column[0] for column in value], [31.5, 23.5, 0])
 
 
