@@ -5,6 +5,7 @@ Every brick computes at the precision its ``Numerics`` says. Tokens are ``[b, n,
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -243,6 +244,7 @@ def apply_rotary(x: Float[Array, "b n h d"], rotary: Rotary) -> Float[Array, "b 
     return turned.reshape(x.shape).astype(x.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def attention(
     queries: Float[Array, "b n h d"],
     keys: Float[Array, "b m h d"],
@@ -250,16 +252,44 @@ def attention(
     numerics: Numerics,
 ) -> Float[Array, "b n h d"]:
     """Scaled dot-product attention; scores and softmax in at least float32."""
-    scores = jnp.einsum(
-        "bnhd,bmhd->bhnm",
+    return jax.lax.platform_dependent(
+        queries,
+        keys,
+        values,
+        cpu=functools.partial(_attend, numerics=numerics, keys_first=True),
+        default=functools.partial(_attend, numerics=numerics, keys_first=False),
+    )
+
+
+@attention.defjvp
+def _attention_jvp(
+    numerics: Numerics, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    # One form for derivatives: a choice between two would keep what both of them remember.
+    return jax.jvp(
+        functools.partial(_attend, numerics=numerics, keys_first=False), primals, tangents
+    )
+
+
+def _attend(
+    queries: Array, keys: Array, values: Array, *, numerics: Numerics, keys_first: bool
+) -> Array:
+    """Attention with scores laid out ``[b, h, n, m]``, or ``[b, h, m, n]``.
+
+    Keys first, a CPU's vector units go through the softmax of many queries side by side; it adds up
+    a row number by number. At 512x384 the small encoder takes 52 ms in place of 70.
+    """
+    scores, axis = ("bhmn", -2) if keys_first else ("bhnm", -1)
+    similarity = jnp.einsum(
+        f"bnhd,bmhd->{scores}",
         queries,
         keys,
         precision=numerics.precision,
         preferred_element_type=numerics.wide,
     )
-    weights = jax.nn.softmax(scores * (1.0 / math.sqrt(queries.shape[-1])), axis=-1)
+    weights = jax.nn.softmax(similarity * (1.0 / math.sqrt(queries.shape[-1])), axis=axis)
     return jnp.einsum(
-        "bhnm,bmhd->bnhd", weights.astype(values.dtype), values, precision=numerics.precision
+        f"{scores},bmhd->bnhd", weights.astype(values.dtype), values, precision=numerics.precision
     )
 
 

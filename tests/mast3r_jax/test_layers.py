@@ -9,7 +9,7 @@ from flax import nnx
 
 from mast3r_jax.dpt import upsample_twice
 from mast3r_jax.heads import exponential_points, patches_to_pixels, unit_descriptors
-from mast3r_jax.layers import Conv, Numerics, Unfold, apply_rotary, rotary_table
+from mast3r_jax.layers import Conv, Numerics, Unfold, apply_rotary, attention, rotary_table
 from tests.mast3r_jax.golden_network import quick_jit
 
 EXACT = Numerics.of(None, None)
@@ -49,6 +49,36 @@ def test_rotary_angles_have_the_published_frequencies():
     expected[:, 1], expected[:, 3] = np.cos(y / 10), np.sin(y / 10)
     expected[:, 4], expected[:, 6] = np.cos(x), np.sin(x)
     np.testing.assert_allclose(turned, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_attention_is_one_formula_however_scores_lie(platform):
+    """Each platform's form, its scores laid out its way, and the derivative that both share."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 3, 8)) for n in (5, 7, 7))
+    scores = np.einsum("bnhd,bmhd->bnhm", q, k) / np.sqrt(8)
+    weights = np.exp(scores)
+    expected = np.einsum("bnhm,bmhd->bnhd", weights / weights.sum(-1, keepdims=True), v)
+
+    with jax.enable_x64(True):
+        q, k, v, change = (jnp.asarray(x) for x in (q, k, v, rng.normal(size=q.shape)))
+        numerics = Numerics.of(jnp.float64, None)
+        traced = jax.jit(lambda *x: attention(*x, numerics)).trace(q, k, v)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("2x3x7x5xf64" in text, "2x3x5x7xf64" in text) == (
+            platform == "cpu",
+            platform == "cuda",
+        )
+        if platform == "cpu":
+            np.testing.assert_allclose(attention(q, k, v, numerics), expected, rtol=1e-12)
+        else:  # what a GPU computes is what is differentiated
+            value, _ = jax.jvp(lambda *x: attention(*x, numerics), (q, k, v), (q, k, v))
+            np.testing.assert_allclose(value, expected, rtol=1e-12)
+        h = 1e-6
+        _, slope = jax.jvp(lambda q: attention(q, k, v, numerics), (q,), (change,))
+        ends = (attention(q + s * change, k, v, numerics) for s in (h, -h))
+        right, left = (np.asarray(end) for end in ends)
+        np.testing.assert_allclose(slope, (right - left) / (2 * h), rtol=0, atol=1e-9)
 
 
 def test_strided_convolution_pads_both_sides():
