@@ -1,8 +1,8 @@
 """Pure numerics of dense visual SLAM: Sim(3), residuals, matching, solvers, fusion."""
 
-from ops.xla_flags import avoid_wrong_reductions
+from ops.xla_flags import instruct_cpu_compiler
 
-avoid_wrong_reductions()  # before anything computes
+instruct_cpu_compiler()  # before anything computes
 
 from ops import asmk as asmk
 from ops import lie_convert as lie_convert

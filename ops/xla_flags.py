@@ -1,38 +1,60 @@
-"""Keeps a wrong CPU compiler pass switched off.
+"""Tells the CPU compiler what to leave alone, before JAX starts.
 
-jaxlib 0.10.2 hands sums over a short axis to a new library (YNNPACK), and for some sizes the fused
-program is silently wrong from element 32768 on: https://github.com/jax-ml/jax/issues/39103. It hits
-a matrix applied to 10,923 to 49,151 points, so it made every pose at 128x96 pixels wrong and those
-at 256x192 right. JAX 0.12 is right again; a test compares both with numpy.
+Sums over a short axis go to a new library (YNNPACK) from jaxlib 0.10.2 on. In 0.10.2 and 0.11 the
+fused program is silently wrong for some sizes, from element 32768 on:
+https://github.com/jax-ml/jax/issues/39103. It hits a matrix applied to 10,923 to 49,151 points, so
+it made every pose at 128x96 pixels wrong and those at 256x192 right. jaxlib 0.12 is right again,
+but what is summed has to be written to memory for that library.
+
+Loops of arrays go, in jaxlib 0.12, into one function each, for one thread; in earlier versions this
+was for loops of less than a kilobyte.
+
+In jaxlib 0.12 the two together made descriptors of 512x384 pixels refine in 640 ms, and without
+them in 137; their projection in 62 ms, and in 24 (two cores).
 """
 
 import os
 import re
 import warnings
 
+import jax
 from jax._src.xla_bridge import backends_are_initialized  # there is no public way to ask
 from jaxlib.version import __version__ as JAXLIB_VERSION
 
-FLAG = "xla_cpu_experimental_ynn_fusion_type"
+SUMS = "xla_cpu_experimental_ynn_fusion_type"
 """Accepts types of fusion to add (+) or remove (-)."""
+LOOPS = "xla_cpu_small_while_loop_byte_threshold"
+"""Bytes that a loop may look at to be compiled as one function."""
+SETTINGS = (
+    ((0, 10, 2), SUMS, f"--{SUMS}=-reduce"),
+    ((0, 12, 0), LOOPS, f"--xla_backend_extra_options={LOOPS}=1024"),
+)
+"""From which jaxlib on, what, and how it is written in ``XLA_FLAGS``."""
+RIGHT_AGAIN = (0, 12, 0)
 
 
-def avoid_wrong_reductions() -> None:
-    """Switch the pass off, unless the user has set the flag or jaxlib is not affected.
+def instruct_cpu_compiler() -> None:
+    """Set in ``XLA_FLAGS`` what the user has not set.
 
     Warns when JAX has started computing already: flags are read once.
     """
     version = tuple(int(part) for part in re.findall(r"\d+", JAXLIB_VERSION)[:3])
-    flags = os.environ.get("XLA_FLAGS", "")
-    if not (0, 10, 2) <= version < (0, 12, 0) or FLAG in flags:
+    given = os.environ.get("XLA_FLAGS", "")
+    wanted = [flag for first, name, flag in SETTINGS if first <= version and name not in given]
+    if not wanted:
         return
-    if backends_are_initialized():
-        warnings.warn(
-            f"jaxlib {JAXLIB_VERSION} computes some sums wrongly on the CPU "
-            "(jax-ml/jax#39103) and JAX has started already: import mast3r_jax, ops or slam before "
-            f"the first computation, or set XLA_FLAGS=--{FLAG}=-reduce",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if not backends_are_initialized():
+        os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
         return
-    os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=-reduce".strip()
+    if version < RIGHT_AGAIN:
+        harm = "computes some sums wrongly on the CPU (jax-ml/jax#39103)"
+    elif jax.default_backend() == "cpu":
+        harm = "matches several times more slowly on the CPU than it could"
+    else:
+        return
+    warnings.warn(
+        f"jaxlib {JAXLIB_VERSION} {harm} and JAX has started already: import mast3r_jax, ops or "
+        f"slam before the first computation, or set XLA_FLAGS='{' '.join(wanted)}'",
+        RuntimeWarning,
+        stacklevel=3,
+    )
