@@ -159,6 +159,7 @@ def _refine(
     """
     side = 2 * config.radius + 1
     reach = jnp.arange(-config.radius, config.radius + 1, dtype=start.dtype)[:, None]
+    place = jnp.arange(side * side, dtype=start.dtype)[:, None]
     groups = query.shape[-1] // lanes
     query = query.astype(jnp.float32)
 
@@ -173,14 +174,15 @@ def _refine(
         partial = jnp.sum(products.reshape(*candidate.shape, groups, lanes), axis=2)
         # Lane by lane: XLA would make one slow sum of two sums.
         score = functools.reduce(jnp.add, [partial[..., lane] for lane in range(lanes)])
-        # One after the other and not by argmax, which XLA computes number by number on one core.
-        for n in range(side * side):
-            row, column = n // side, n % side
-            inside = (us[row] == nearest_u[row]) & (vs[column] == nearest_v[column])
-            better = inside & (score[n] > best)
-            u, v = jnp.where(better, us[row], u), jnp.where(better, vs[column], v)
-            best = jnp.where(better, score[n], best)
-        return u, v, best
+        inside = ((us == nearest_u)[:, None] & (vs == nearest_v)).reshape(candidate.shape)
+        score = jnp.where(inside & ~jnp.isnan(score), score, -jnp.inf)
+        # Not by argmax, which XLA computes number by number on one core.
+        highest = jnp.max(score, axis=0)
+        first = jnp.min(jnp.where(score == highest, place, side * side), axis=0)
+        better = highest > best
+        u = jnp.where(better, u + dilation * (first // side - config.radius), u)
+        v = jnp.where(better, v + dilation * (first % side - config.radius), v)
+        return u, v, jnp.where(better, highest, best)
 
     worst = jnp.full(start.shape, -jnp.inf, jnp.float32)
     start_uv = start % width, start // width
