@@ -22,7 +22,7 @@ from slam.cli import invocation
 from slam.cli.prior import ChosenPrior
 from slam.config import SlamConfig
 from slam.io.frames import Source
-from slam.io.open_source import is_live
+from slam.io.open_source import is_live, stop_waiting
 from slam.outputs import OutputFiles, check_folder
 from slam.reconstruction import Reconstruction
 from slam.snapshot import Observer
@@ -128,7 +128,7 @@ def run_and_report(
     stopping = live or checkpoint is not None
     with (
         progress_display(console) as on_progress,
-        _first_interrupt(stopping, session.observer) as interrupted,
+        _first_interrupt(stopping, source, session.observer) as interrupted,
     ):
         result = runner.run(
             source,
@@ -170,8 +170,13 @@ def run_and_report(
 
 
 @contextlib.contextmanager
-def _first_interrupt(wanted: bool, observer: Observer | None) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, if that is ``wanted``; the second one interrupts."""
+def _first_interrupt(
+    wanted: bool, source: Source, observer: Observer | None
+) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, if that is ``wanted``; the second one interrupts.
+
+    A camera that gives no pictures, and a viewer that has paused the run, are waited for no longer.
+    """
     event = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield event
@@ -180,6 +185,7 @@ def _first_interrupt(wanted: bool, observer: Observer | None) -> Iterator[thread
 
     def note(signum: int, stack: Any) -> None:
         event.set()
+        stop_waiting(source)
         if observer is not None:
             observer.resume()
         signal.signal(signal.SIGINT, before)

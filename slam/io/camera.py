@@ -27,6 +27,9 @@ TRIES, PAUSE = 3, 2.0
 """How often a stream of the network that broke off is opened again, and seconds before each try:
 enough for a connection that is lost for a moment."""
 
+LOOK_UP = 0.1
+"""Seconds after which whoever waits for a picture asks whether it is still wanted."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +59,7 @@ class LiveSource:
         self.name = re.sub(r"\W+", "-", self._shown).strip("-")
         self.num_frames: int | None = None
         self._parts = match
+        self._stopped = threading.Event()
         if match["serial"] is not None:
             realsense.load(address)  # before any work is done
         elif match["pipeline"] is not None and not _has_gstreamer():
@@ -63,6 +67,10 @@ class LiveSource:
                 f"{address}: this OpenCV was built without GStreamer, as those from PyPI are; "
                 "install one with it, or pass the frames to slam.run"
             )
+
+    def stop(self) -> None:
+        """End for good, from any thread: whatever iterates waits for no further picture."""
+        self._stopped.set()
 
     def __iter__(self) -> Iterator[SourceFrame]:
         index, tries, first, why = 0, 0, 0.0, ""
@@ -88,12 +96,13 @@ class LiveSource:
                     raise SourceError(f"{why}; opened again {TRIES} times in vain") from None
                 tries += 1
                 _log.warning("%s; opening it again, %d of %d", error, tries, TRIES)
-                time.sleep(PAUSE)
+                if self._stopped.wait(PAUSE):
+                    return
 
     def _pictures(self) -> Iterator[tuple[float, np.ndarray, "_Camera"]]:
         """Pictures of the camera, opened once, and when they were taken."""
         camera = self._open()
-        newest = _Newest(camera)
+        newest = _Newest(camera, self._stopped)
         try:
             while picture := newest.take(self.patience):
                 yield *picture, camera
@@ -105,7 +114,7 @@ class LiveSource:
             raise SourceError(f"{self._shown}: the camera failed ({error})") from None
         finally:
             newest.stop()
-        if camera.endless:
+        if camera.endless and not self._stopped.is_set():
             raise SourceError(f"{self._shown}: gives no more pictures")
 
     def _open(self) -> "_Camera":
@@ -182,8 +191,8 @@ class _CameraError(Exception):
 class _Newest:
     """Takes pictures in a thread, keeps the last one, and closes the camera when it ends."""
 
-    def __init__(self, camera: _Camera) -> None:
-        self._camera, self._stopped = camera, False
+    def __init__(self, camera: _Camera, abandoned: threading.Event) -> None:
+        self._camera, self._stopped, self._abandoned = camera, False, abandoned
         self._changed = threading.Condition()
         self._picture: tuple[float, np.ndarray] | None = None
         self._ended = False
@@ -192,14 +201,19 @@ class _Newest:
         self._thread.start()
 
     def take(self, patience: float) -> tuple[float, np.ndarray] | None:
-        """The newest picture that was not taken yet, and when it was made; None at the end.
+        """The newest picture that was not taken yet, and when it was made; None at the end, and
+        once nobody wants it any more.
 
         Raises ``TimeoutError`` if there is none within ``patience`` seconds, and ``_CameraError``
         with what the camera has raised.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._picture or self._ended, patience):
-                raise TimeoutError
+            end = time.monotonic() + patience
+            while not (self._picture or self._ended or self._abandoned.is_set()):
+                if not self._changed.wait(min(LOOK_UP, patience)) and time.monotonic() > end:
+                    raise TimeoutError
+            if self._abandoned.is_set():
+                return None
             picture, self._picture = self._picture, None
             if picture is None and self._failure is not None:
                 raise _CameraError(" ".join(str(self._failure).split())) from self._failure

@@ -83,11 +83,24 @@ def is_live(source: Source) -> bool:
     return bool(getattr(source, "live", False))
 
 
+def stop_waiting(source: Source) -> None:
+    """Have a camera give no further picture, from any thread; other sources are left alone."""
+    camera = _innermost(source)
+    if isinstance(camera, LiveSource):
+        camera.stop()
+
+
 def depth_scale_of(source: Source) -> float | None:
     """Units per metre by which a source reads depth images; None if it reads none."""
+    source = _innermost(source)
+    return source.depth_scale if isinstance(source, TumSource) and source.has_depth else None
+
+
+def _innermost(source: Source) -> Source:
+    """What a source was made of."""
     while isinstance(source, SlicedSource | CalibratedSource | RectifiedSource):
         source = source.source
-    return source.depth_scale if isinstance(source, TumSource) and source.has_depth else None
+    return source
 
 
 @runtime_checkable

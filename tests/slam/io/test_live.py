@@ -5,6 +5,8 @@ import gc
 import http.server
 import io
 import itertools
+import os
+import signal
 import sys
 import threading
 import time
@@ -17,10 +19,12 @@ import pytest
 from PIL import Image
 
 from slam import IterableSource, runner
+from slam.cli import session
 from slam.io import camera
 from slam.io.camera import LiveSource
 from slam.io.frames import Source, SourceError
-from slam.io.open_source import is_live, open_source
+from slam.io.open_source import SlicedSource, is_live, open_source
+from slam.io.prefetch import Prefetch
 from tests.slam import rim
 from tests.slam.io.recordings import number_of, picture
 
@@ -152,6 +156,33 @@ def test_cameras_that_do_not_work(monkeypatch):
     with pytest.raises(SourceError, match="webcam:front: no such kind of address"):
         open_source("webcam:front")
     assert camera.ADDRESS.fullmatch("C:/video.mp4") is None
+
+
+@pytest.mark.parametrize("stalled", ["reading", "before it is opened again"])
+def test_ctrl_c_waits_for_no_picture(monkeypatch, stalled):
+    """Long before patience ends, or the pause before the next try: a stalled stream is no error."""
+    woken = threading.Event()
+
+    def interrupt_later():
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    class Stalling(Capture):
+        def read(self):
+            if self.count < 3:
+                return super().read()
+            interrupt_later()
+            if stalled == "reading":
+                woken.wait()
+            return False, None
+
+    monkeypatch.setattr(cv2, "VideoCapture", Stalling)
+    monkeypatch.setattr(camera, "PAUSE", 20.0)
+    source = SlicedSource(LiveSource("rtsp://10.0.0.3/left", patience=20.0), stride=1)
+    with session._first_interrupt(True, source, None) as interrupted:
+        frames = list(Prefetch(source, 1))  # as runs do
+    woken.set()
+    assert 1 <= len(frames) <= 3 and interrupted.is_set()
+    assert list(source) == []  # for good
 
 
 def test_what_a_driver_raises_is_told_in_one_sentence(monkeypatch):
