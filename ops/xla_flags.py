@@ -30,7 +30,8 @@ SETTINGS = (
     ((0, 12, 0), LOOPS, f"--xla_backend_extra_options={LOOPS}=1024"),
 )
 """From which jaxlib on, what, and how it is written in ``XLA_FLAGS``."""
-RIGHT_AGAIN = (0, 12, 0)
+RIGHT_AGAIN, UNKNOWN = (0, 12, 0), (0, 13, 0)
+"""From the second one on nothing is set: with a flag that it does not know, JAX does not start."""
 
 
 def instruct_cpu_compiler() -> None:
@@ -41,7 +42,7 @@ def instruct_cpu_compiler() -> None:
     version = tuple(int(part) for part in re.findall(r"\d+", JAXLIB_VERSION)[:3])
     given = os.environ.get("XLA_FLAGS", "")
     wanted = [flag for first, name, flag in SETTINGS if first <= version and name not in given]
-    if not wanted:
+    if not wanted or version >= UNKNOWN:
         return
     if not backends_are_initialized():
         os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
