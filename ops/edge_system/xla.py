@@ -14,9 +14,9 @@ from ops.sim3 import Sim3
 PIXELS_AT_A_TIME = 16384
 """Most pixels of an edge linearised together on a CPU; elsewhere an edge is done at once.
 
-CPU ms of an edge of rays / of pixels, two cores, shared: 12,288 pixels at once 0.46 / 0.39, by
-4,096 0.54 / 0.43; 35,840 by 11,952 1.6 / 1.2, by 4,096 1.7 / 1.1, at once 1.8 / 1.1; 196,608 by
-4,096 9.2 / 8.0, by 16,384 7.8 / 6.7, at once 10.6 / 8.8. The columns of 16,384 rays take 2 MiB.
+Best milliseconds of an edge of rays / of pixels, two cores: 35,840 pixels by 11,952 0.93 / 1.0, by
+4,096 1.2 / 1.3, at once 1.4 / 1.5; 196,608 by 4,096 5.8 / 6.6, by 16,384 4.8 / 5.6, at once 10 /
+9.5. The columns of 16,384 rays take 0.5 MiB.
 """
 
 EDGES_TOGETHER = 8
