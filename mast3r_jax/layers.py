@@ -277,7 +277,7 @@ def _attend(
     """Attention with scores laid out ``[b, h, n, m]``, or ``[b, h, m, n]``.
 
     Keys first, a CPU's vector units go through the softmax of many queries side by side; it adds up
-    a row number by number. At 512x384 the small encoder takes 52 ms in place of 70.
+    a row number by number: 3.6 ms in place of 6.0 at 512x384 (``experiments.cpu_forms``).
     """
     scores, axis = ("bhmn", -2) if keys_first else ("bhnm", -1)
     similarity = jnp.einsum(
