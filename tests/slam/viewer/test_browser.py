@@ -20,7 +20,7 @@ from tests.slam.viewer.maps import pose, snapshot, wall
 pytest.importorskip("viser", reason="viser is not installed: pip install '.[viewer]'")
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from experiments.viewer_cost import chromium
+from experiments.viewer_cost import chromium, chromium_path
 from slam.viewer import Viewer
 
 WALLS = [pose(), pose(0.9, (0.5, 0.0, 0.0))]
@@ -29,9 +29,9 @@ DESKTOP, PHONE = (900, 500), (390, 844)
 
 @pytest.fixture(scope="module")
 def browser():
+    if chromium_path() is None:
+        pytest.skip("chromium is not installed")
     with chromium() as browser:
-        if browser is None:
-            pytest.skip("chromium is not installed")
         yield browser
 
 
