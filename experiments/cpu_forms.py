@@ -3,7 +3,7 @@
     python -m experiments.cpu_forms [--size 512 384] [--repeats 20]
 
 - ``attention`` of the small network's encoder: scores laid out keys first, or queries first
-  (``mast3r_jax.layers``);
+  (``mast3r_jax.attention``);
 - ``rays``, ``pixels``: normal equations of six edges, the columns of their rows written where they
   belong, or stacked (``ops.edge_system.factors``).
 
@@ -27,7 +27,8 @@ import tyro
 from experiments.bench import inputs
 from experiments.bench.timing import compiled, quartiles, take_turns
 from mast3r_jax import MASt3RConfig
-from mast3r_jax.layers import Numerics, _attend
+from mast3r_jax.attention import plain_attention
+from mast3r_jax.layers import Numerics
 from ops import Edges, PixelFactorConfig, RayFactorConfig, Sim3
 from ops.edge_system import factors, linearize_edges
 
@@ -72,7 +73,7 @@ class CPUForms:
         tokens = self.size[0] * self.size[1] // small.patch_size**2
         shape = (3, 1, tokens, small.enc_heads, small.enc_dim // small.enc_heads)
         qkv = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-        attend = functools.partial(_attend, numerics=Numerics.of(None, None))
+        attend = functools.partial(plain_attention, numerics=Numerics.of(None, None))
         return {
             "keys first": compiled(functools.partial(attend, keys_first=True), *qkv)[0],
             "queries first": compiled(functools.partial(attend, keys_first=False), *qkv)[0],

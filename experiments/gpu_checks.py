@@ -10,6 +10,7 @@ that has been written is not run again: called again with the same folder, the c
 - ``parity``: matching, factors, graph, Cholesky and a tiny network against the same on the CPU;
 - ``kernels``: every kernel against its definition, how long both take, and the fastest blocks;
 - ``network``: ViT-Large at 512x384, encoder and decoder: seconds to compile, milliseconds to run;
+  the same with cuDNN's attention, and both heads as one batch;
 - ``stages``: matching, pose, and global optimisation at 100 keyframes and 300 edges;
 - ``system``: frames per second of a procedural walk at 512x384, with the work of ViT-Large;
 - ``memory``: bytes of maps of 100, 300 and 1,000 keyframes;
@@ -38,7 +39,7 @@ import tyro
 from flax import nnx
 
 import slam
-from experiments import gpu_parity, gpu_system, kernel_parity
+from experiments import gpu_network, gpu_parity, gpu_system, kernel_parity
 from experiments.gpu_inputs import measured, pose_graph, two_views
 from mast3r_jax import MASt3R, MASt3RConfig
 from ops import Edges, RayFactorConfig, Sim3, match, optimize_graph, solve_relative_pose, solve_spd
@@ -191,19 +192,8 @@ def _driver() -> str | None:
 
 
 def network(checks: GpuChecks) -> dict[str, Any]:
-    """Encoder of one image and decoder of one pair, in bfloat16 and in float32."""
-    width, height = checks.size
-    images = jnp.zeros((1, height, width, 3), jnp.float32)
-    figures: dict[str, Any] = {"size": checks.size}
-    for dtype in (jnp.bfloat16, jnp.float32):
-        model = MASt3R(checks.network, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
-        tokens = jax.jit(lambda m, x: m.encode(x))(model, images)
-        shape = (height, width)
-        figures[jnp.dtype(dtype).name] = {
-            "encode": measured(lambda m, x: m.encode(x), model, images),
-            "decode": measured(lambda m, t, s=shape: m.decode(t, t, s, s), model, tokens),
-        }
-    return figures
+    """The network's speed, see ``gpu_network``."""
+    return gpu_network.network(checks.size, checks.network)
 
 
 def stages(checks: GpuChecks) -> dict[str, Any]:

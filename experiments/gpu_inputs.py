@@ -15,9 +15,16 @@ from ops import Edges, Sim3, pinhole
 
 def measured(function: Callable[..., Any], *arguments: Any, repeats: int = 20) -> dict[str, float]:
     """Seconds to compile; then median and extremes of single calls, in milliseconds."""
+    return result_and_measured(function, *arguments, repeats=repeats)[1]
+
+
+def result_and_measured(
+    function: Callable[..., Any], *arguments: Any, repeats: int = 20
+) -> tuple[Any, dict[str, float]]:
+    """What a function returns, and ``measured``."""
     call, compile_s = compiled(function, *arguments)
     times = milliseconds(call, *arguments, repeats=repeats)
-    return {
+    return call(*arguments), {
         "compile_s": compile_s,
         "median_ms": statistics.median(times),
         "min_ms": min(times),

@@ -13,19 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mast3r_jax.attention import CrossAttention, Rotary, SelfAttention, rotary_table
 from mast3r_jax.config import MASt3RConfig
-from mast3r_jax.layers import (
-    CrossAttention,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Numerics,
-    Rotary,
-    SelfAttention,
-    Taps,
-    rotary_table,
-    tap,
-)
+from mast3r_jax.layers import LayerNorm, Linear, Mlp, Numerics, Taps, tap
 
 M = TypeVar("M", bound=nnx.Module)
 Grid = tuple[int, int]

@@ -13,7 +13,7 @@ from experiments.bench.plan import Plan, Size, written
 from experiments.bench.stage import Stage
 from experiments.bench.timing import compiled
 from mast3r_jax import MASt3R
-from mast3r_jax.layers import rotary_table
+from mast3r_jax.attention import rotary_table
 
 
 def network_stages(plan: Plan) -> Iterator[Stage]:

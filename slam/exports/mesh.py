@@ -64,7 +64,7 @@ def export_mesh(
     colors = np.asarray(mesh.vertex_colors)  # the mesh's own
     np.clip(colors, 0, 1, out=colors)  # which interpolation has overshot by rounding
     with atomic_path(path) as temporary:
-        if not o3d.io.write_triangle_mesh(str(temporary), mesh):
+        if not o3d.io.write_triangle_mesh(temporary, mesh):
             raise OSError(f"{path}: Open3D could not write it")
     return [
         f"{len(mesh.vertices)} vertices, {len(mesh.triangles)} triangles from voxels of "

@@ -13,8 +13,9 @@ import numpy as np
 
 from experiments.bench.machine import cores
 from experiments.bench.stage import Agreement, Peer, absent
-from mast3r_jax.layers import CrossAttention, Linear, Mlp, Rotary, SelfAttention
+from mast3r_jax.attention import CrossAttention, Rotary, SelfAttention
 from mast3r_jax.layers import LayerNorm as OurLayerNorm
+from mast3r_jax.layers import Linear, Mlp
 from mast3r_jax.transformer import DecoderBlock, EncoderBlock
 
 NAME = "PyTorch"

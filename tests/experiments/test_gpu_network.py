@@ -1,0 +1,71 @@
+"""The measurement of the network, with a card that is made up: nothing of cuDNN's runs."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import mast3r_jax.attention
+from experiments import gpu_inputs, gpu_network
+from experiments.gpu_network import network
+from mast3r_jax.checkpoint import build, parameter_specs
+from tests.mast3r_jax.golden_network import tiny_network
+
+SIZE = (64, 48)
+
+
+def drawn(config, *, rngs, **dtypes):
+    """A network drawn by numpy, for which nothing is compiled."""
+    specs, rng = parameter_specs(config, **dtypes), np.random.default_rng(0)
+    return build(config, lambda name: rng.normal(0, 0.1, specs[name].shape), **dtypes)
+
+
+@pytest.fixture
+def a_card(monkeypatch):
+    monkeypatch.setattr(gpu_inputs, "without_compilation_cache", contextlib.nullcontext)
+    monkeypatch.setattr(gpu_network, "MASt3R", drawn)
+    for module in (gpu_network, mast3r_jax.attention):
+        monkeypatch.setattr(module, "card", lambda: "a card")
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """How often fused attention was traced: what a GPU would run, and the CPU here leaves out."""
+    counted = []
+
+    def attention(queries, keys, values, implementation):
+        counted.append(implementation)
+        return queries
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    return counted
+
+
+@pytest.fixture
+def config():
+    """Small, with heads of a size that cuDNN takes."""
+    return dataclasses.replace(tiny_network().config, dec_depth=4, dec_heads=3)
+
+
+def test_both_attentions_are_measured_on_a_card(a_card, traced, config):
+    figures = network(SIZE, config)
+    assert traced == ["cudnn"] * 3  # the encoder's, a decoder's own, and across decoders
+    assert set(figures) == {"size", "bfloat16", "cudnn", "heads", "float32", "holds"}
+    assert figures["holds"] is True and figures["cudnn"]["tokens_differ"] == 0
+    won = figures["cudnn"]["entry"]
+    assert won in ('CUDNN_WON: "a card"', "# plain attention is faster")
+    times = [figures["cudnn"]["decode"], *figures["heads"].values(), figures["float32"]["encode"]]
+    assert len(times) == 4 and all(time["median_ms"] > 0 for time in times)
+
+
+def test_a_library_that_refuses_costs_no_other_figure(a_card, config):  # compiled above
+    figures = network(SIZE, config)
+    assert "cuDNN is not detected" in figures["cudnn"]["failed"] and figures["holds"] is False
+    assert figures["float32"]["decode"]["median_ms"] > 0
+
+
+def test_tokens_that_differ_do_not_hold():
+    expected = np.array([3.0, 4.0])
+    assert gpu_network.relative(1.1 * expected, expected) == pytest.approx(0.1)
