@@ -2,11 +2,10 @@
 
     python -m experiments.viewer_cost [--frames 100] [--repeats 7]
 
-One walk through a procedural room is reconstructed with nobody looking on, with a viewer that no
-browser has opened, and with one that a browser shows: Chromium, without a window and without a GPU,
-on the processors that the run needs too. There it draws as much as it likes, or only with what the
-run leaves it (the least priority there is): what is left then is what it costs to send the map to
-a browser that draws elsewhere. They take turns, so that a disturbance hits all alike. Prints
+One walk through a procedural room is reconstructed with nobody looking on; with a viewer that no
+browser has opened; with one whose map is received, but not drawn, by another process, as if the
+browser were on another machine; and with Chromium, without a window and without a GPU, drawing on
+the processors that the run needs too. They take turns, so that a disturbance hits all alike. Prints
 milliseconds a frame after the first, and how many times those of the run beside it that nobody
 looked at: medians, and the least and the most.
 """
@@ -14,12 +13,12 @@ looked at: medians, and the least and the most.
 import contextlib
 import dataclasses
 import importlib.util
-import pathlib
 import shutil
 import statistics
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import tyro
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 NOBODY, UNOPENED = "nobody", "viewer"
-YIELDING, OPENED = "browser that yields", "browser"
+RECEIVED, OPENED = "map received", "browser draws"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +60,10 @@ class ViewerCost:
             result = slam.run(frames, prior, stepper=stepper, observer=viewer)
             return 1e3 / result.timing["fps_after_first_frame"]
 
-        kinds = (NOBODY, UNOPENED, YIELDING, OPENED)
+        kinds = (NOBODY, UNOPENED, RECEIVED, OPENED)
         if chromium_path() is None:
             print("no browser: Chromium or playwright is not installed")
-            kinds = (NOBODY, UNOPENED)
+            kinds = (NOBODY, UNOPENED, RECEIVED)
         with Viewer("127.0.0.1", 0) as viewer:
             milliseconds(viewer)  # compiles all
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -85,11 +84,38 @@ def looking_on(kind: str) -> Iterator[Viewer | None]:
         return
     with contextlib.ExitStack() as stack:
         viewer = stack.enter_context(Viewer("127.0.0.1", 0))
-        if kind in (YIELDING, OPENED):
-            page = stack.enter_context(chromium(yields=kind == YIELDING)).new_page()
+        if kind == RECEIVED:
+            stack.enter_context(receiver(viewer))
+        elif kind == OPENED:
+            page = stack.enter_context(chromium()).new_page()
             page.goto(viewer.url)
             page.get_by_text("waiting for the first frame").wait_for()
         yield viewer
+
+
+@contextlib.contextmanager
+def receiver(viewer: Viewer) -> Iterator[None]:
+    """A process that is sent what a browser would be, and forgets it."""
+    address, protocol = f"ws://{viewer.host}:{viewer.port}", f"viser-v{metadata.version('viser')}"
+    command = [sys.executable, "-c", _RECEIVE, address, protocol]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the first that it is sent
+        yield
+        process.terminate()
+
+
+_RECEIVE = """
+import sys
+from websockets.sync.client import connect
+
+address, protocol = sys.argv[1:]
+with connect(address, subprotocols=[protocol], max_size=None) as browser:
+    browser.recv()
+    print(flush=True)
+    for _ in browser:
+        pass
+"""
 
 
 def chromium_path() -> str | None:
@@ -100,34 +126,14 @@ def chromium_path() -> str | None:
 
 
 @contextlib.contextmanager
-def chromium(*, yields: bool = False) -> "Iterator[Browser]":
-    """Chromium without a window, which draws without a GPU; where ``chromium_path`` is.
-
-    With ``yields``, on Linux, it computes only while nobody else wants to.
-    """
+def chromium() -> "Iterator[Browser]":
+    """Chromium without a window, which draws without a GPU; where ``chromium_path`` is."""
     from playwright.sync_api import sync_playwright
 
-    with contextlib.ExitStack() as stack:
-        path = chromium_path() or "chromium"
-        if yields:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            path = yielding(path, pathlib.Path(folder))
-        playwright = stack.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
-        yield stack.enter_context(contextlib.closing(browser))
-
-
-def yielding(program: str, folder: pathlib.Path) -> str:
-    """A command, made in ``folder``, that runs a program with the least priority."""
-    command = folder / "yielding"
-    command.write_text(
-        "#!/bin/sh\n"
-        # Linux may share processors out to sessions first, and within one by priority.
-        "echo 19 2>/dev/null > /proc/self/autogroup\n"
-        f'exec chrt --idle 0 "{program}" "$@"\n'
-    )
-    command.chmod(0o700)
-    return str(command)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=_ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 _ARGUMENTS = (
