@@ -34,14 +34,14 @@ def network(size: tuple[int, int], config: MASt3RConfig) -> Figures:
         except RuntimeError as error:  # the library refuses, say: the others are still measured
             figures["cudnn"], figures["holds"] = {"failed": str(error)[:300]}, False
         else:
-            error = relative(tokens, plain_tokens)
+            apart = relative(tokens, plain_tokens)
             won = _median(fused) < _median(plain)
             figures["cudnn"] = {
                 **fused,
-                "tokens_differ": error,
+                "tokens_differ": apart,
                 "entry": f'CUDNN_WON: "{here}"' if won else "# plain attention is faster",
             }
-            figures["holds"] = error < 0.02  # bfloat16 itself costs 0.8 %
+            figures["holds"] = apart < 0.02  # bfloat16 itself costs 0.8 %
     figures["heads"] = _heads(model, plain_tokens, (height, width))
     del model
     model = MASt3R(config, rngs=nnx.Rngs(0))

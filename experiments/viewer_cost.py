@@ -94,14 +94,17 @@ def looking_on(kind: str) -> Iterator[Viewer | None]:
 
 
 @contextlib.contextmanager
-def receiver(viewer: Viewer) -> Iterator[None]:
+def receiver(viewer: Viewer) -> Iterator[subprocess.Popen]:
     """A process that is sent what a browser would be, and forgets it."""
     address, protocol = f"ws://{viewer.host}:{viewer.port}", f"viser-v{metadata.version('viser')}"
     command = [sys.executable, "-c", _RECEIVE, address, protocol]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()  # the first that it is sent
-        yield
+        if not process.stdout.readline():  # once it has been sent something
+            raise RuntimeError(f"{address}: no map is received there")
+        yield process
+        if process.poll() is not None:
+            raise RuntimeError(f"{address}: the map was received no longer")
         process.terminate()
 
 

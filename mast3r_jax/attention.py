@@ -76,7 +76,7 @@ def attention(
         "cpu": functools.partial(plain_attention, numerics=numerics, keys_first=True),
         "default": functools.partial(plain_attention, numerics=numerics, keys_first=False),
     }
-    if card() in CUDNN_WON and _cudnn_takes(queries):
+    if _cudnn_takes(queries) and card() in CUDNN_WON:
         forms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return jax.lax.platform_dependent(queries, keys, values, **forms)
 

@@ -30,22 +30,30 @@ def test_kinds_take_turns(monkeypatch, capsys):
     assert "1.250  1.250 to 1.250" in capsys.readouterr().out
 
 
-def test_a_receiver_takes_all_that_it_is_sent():
-    """More than would wait on the way."""
+def test_a_receiver_takes_all_that_it_is_sent_and_tells_if_it_does_not():
+    """Much more than would wait on the way."""
     viser = pytest.importorskip("viser")
     from websockets.sync.server import serve
 
-    sent = threading.Event()
+    sent, over = threading.Event(), threading.Event()
 
     def send(browser):
         for _ in range(64):
             browser.send(bytes(2**20))
         sent.set()
+        over.wait(60)
 
     protocols = [f"viser-v{viser.__version__}"]
     with serve(send, "127.0.0.1", 0, subprotocols=protocols) as server:
         threading.Thread(target=server.serve_forever).start()
         host, port = server.socket.getsockname()
-        with receiver(types.SimpleNamespace(host=host, port=port)):
+        viewer = types.SimpleNamespace(host=host, port=port)
+        with receiver(viewer):
             assert sent.wait(30)
-        server.shutdown()
+        with pytest.raises(RuntimeError, match="received no longer"):
+            with receiver(viewer) as process:
+                over.set()
+                process.wait(30)
+    with pytest.raises(RuntimeError, match="no map is received"):
+        with receiver(viewer):
+            pass

@@ -96,10 +96,8 @@ def test_cudnn_is_chosen_where_it_won(card_where_cudnn_won):
     [
         {"dtype": jnp.float32},
         {"dtype": jnp.bfloat16, "head_dim": 12},
-        {
-            "dtype": jnp.bfloat16,
-            "platform": "cpu",
-        },  # the same trace, for the machine's other device
+        # the same trace, for the machine's other device
+        {"dtype": jnp.bfloat16, "platform": "cpu"},
     ],
 )
 def test_and_not_for_what_it_does_not_take(card_where_cudnn_won, options):
