@@ -31,6 +31,10 @@ PERIOD = 0.2
 """Seconds between snapshots at least: as often as an eye follows a growing map, and a snapshot
 costs the run a copy of the last keyframe's points."""
 
+REST = 20.0
+"""How many times as long as a snapshot took of a processor no other is taken: so drawing takes a
+twentieth of one at most, however large the map is."""
+
 _PARTING = 0.3
 """Seconds in which browsers still get what was drawn last; viser sends it within a sixtieth."""
 
@@ -81,6 +85,8 @@ class Viewer:
         """Numbers of the browsers that want the overview."""
         self._steps = 0
         self._last = -PERIOD
+        self._rest = 0.0
+        """Seconds between this snapshot and the next one at least, for what it took."""
         self._frame_times: collections.deque[float] = collections.deque(maxlen=_RECENT)
         actions = Actions(self._redraw, self._look_over, self.pause, self.step, self.resume)
         initial = Settings(min_confidence=min_confidence, max_points=max_points)
@@ -110,7 +116,7 @@ class Viewer:
             if self._paused:
                 self._steps -= 1
                 return True
-            return self._is_idle and now - self._last >= PERIOD
+            return self._is_idle and now - self._last >= max(PERIOD, self._rest)
 
     def take(self, snapshot: Callable[[], Snapshot]) -> None:
         """Have a snapshot fetched and drawn soon."""
@@ -200,12 +206,14 @@ class Viewer:
                 make = self._waiting.popleft() if self._waiting else None
                 lost_sight, self._lost_sight = self._lost_sight, set()
                 self._stale, self._drawing = False, True
+            begin = time.thread_time()
             try:
                 self._draw(make() if make else None, lost_sight)
             except Exception as error:  # a run must not end because it cannot be looked at
                 self._tell(error)
             finally:
                 with self._changed:
+                    self._rest = REST * (time.thread_time() - begin)
                     self._drawing = False
                     self._changed.notify_all()
 

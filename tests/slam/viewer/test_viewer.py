@@ -22,9 +22,10 @@ from tests.slam.viewer.maps import DEPTH, FOCAL, HEIGHT, WIDTH, pose, snapshot, 
 viser = pytest.importorskip("viser", reason="viser is not installed: pip install '.[viewer]'")
 
 from slam.viewer import Viewer  # noqa: E402
+from slam.viewer import viewer as viewer_module  # noqa: E402
 from slam.viewer.cloud import KEPT, Cloud, Lens, halvings_for  # noqa: E402
 from slam.viewer.panel import depth_picture  # noqa: E402
-from slam.viewer.viewer import PERIOD  # noqa: E402
+from slam.viewer.viewer import PERIOD, REST  # noqa: E402
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def reports():
 
 
 @pytest.fixture
-def viewer(reports):
+def viewer(reports, monkeypatch):
+    monkeypatch.setattr(viewer_module, "REST", 0.0)  # which would depend on the machine
     with Viewer("127.0.0.1", 0, report=reports.append) as viewer:
         yield viewer
     assert viewer._worker.is_alive() is False
@@ -68,6 +70,21 @@ def test_is_ready_when_nothing_is_drawn_and_some_time_has_passed(viewer):
     assert not viewer.ready(), "just drawn"
     time.sleep(1.2 * PERIOD)
     assert viewer.ready()
+
+
+def test_what_took_long_to_draw_is_not_drawn_again_soon(viewer, monkeypatch):
+    def busy():
+        end = time.thread_time() + 0.5
+        while time.thread_time() < end:
+            pass
+        return one()
+
+    monkeypatch.setattr(viewer_module, "REST", REST)
+    viewer.take(busy)
+    assert viewer.wait_until_drawn(30.0)
+    for ago, ready in ((0.4 * REST, False), (1000.0, True)):  # seconds since it was taken
+        viewer._last = time.monotonic() - ago
+        assert viewer.ready() is ready
 
 
 def test_a_paused_run_waits_takes_steps_and_goes_on(viewer):
