@@ -35,6 +35,7 @@ from ops.edge_system.factors import (
     FactorNoise,
     RayFactorConfig,
     columns_where,
+    moved,
     pixel_measurement,
     precisions,
 )
@@ -135,11 +136,7 @@ def _measure(
     # a solver that met what is not finite has failed, and has no derivative
     finite = jnp.isfinite(points).all(-1) & jnp.isfinite(measured).all(-1) & jnp.isfinite(q)
     valid = valid & finite
-    # A matrix product, whose rows are in memory: three sums would be made wherever they are read.
-    points = jnp.where(valid[:, None], points, 1).T
-    sR = T.scale()[..., None, None] * T.rotation_matrix()
-    Y = jnp.matmul(sR, points, precision=jax.lax.Precision.HIGHEST) + T.translation()[:, None]
-    Y = [row[0] for row in jax.lax.split(Y, (1, 1, 1))]
+    Y = moved(valid, points, T)
     z, q = columns_where(valid, measured), jnp.where(valid, q, 0)
     precision, weak = precisions(noise)
     if isinstance(config, RayFactorConfig):

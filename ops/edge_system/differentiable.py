@@ -14,9 +14,8 @@ from jaxtyping import Array, Float
 
 from ops.edge_system.curvature import factor_curvature, factor_gradient
 from ops.edge_system.factors import FactorConfig, FactorNoise, factor_gram
-from ops.edge_system.types import EdgeBlocks, Edges, unpack_valid
-from ops.edge_system.xla import relative_pose
-from ops.image import pixel_coordinates
+from ops.edge_system.types import EdgeBlocks, Edges
+from ops.edge_system.xla import of_matched_points, relative_pose
 from ops.sim3 import Sim3
 
 
@@ -83,40 +82,18 @@ def _each_edge(
     noise: FactorNoise,
 ):
     """A function of one factor, of every active edge; zeros for the others."""
-    num_pixels = points.shape[1]
     active = edges.active
     i, j = (jnp.where(active, end, 0) for end in (edges.i, edges.j))
     gathered = (
         relative_pose(T_WC[i], T_WC[j]),
-        points[i],
-        points[j],
-        confidence[i],
-        confidence[j],
-        edges.index,
-        edges.valid,
-        edges.q,
+        (points[i], points[j]),
+        (confidence[i], confidence[j]),
+        (edges.index, edges.valid, edges.q),
     )
 
-    def one(T_ij, points_i, points_j, confidence_i, confidence_j, index, valid, q):
-        if valid.dtype == jnp.uint8:
-            valid = unpack_valid(valid, num_pixels)
-        index = jnp.where(valid, index, 0)
-        valid = valid & (confidence_i[index] > min_confidence) & (confidence_j > min_confidence)
-        pixels = None
-        if image_shape is not None:
-            pixels = pixel_coordinates(index, image_shape[1]).astype(points.dtype)
-        return compute(
-            points_j,
-            points_i[index],
-            q.astype(points.dtype),
-            valid,
-            T_ij,
-            config,
-            K,
-            image_shape,
-            pixels,
-            noise,
-        )
+    def one(T_ij, points, confidence, matches):
+        constants = (config, K, image_shape, min_confidence, noise)
+        return of_matched_points(compute, T_ij, points, confidence, matches, *constants)
 
     shapes = jax.eval_shape(one, *(jax.tree.map(lambda x: x[0], item) for item in gathered))
 

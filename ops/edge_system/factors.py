@@ -8,17 +8,23 @@ everything a Gauss-Newton step needs of it is one 8 x 8 Gram matrix, that of the
 """
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ops import pinhole, rays, robust
 from ops.rays import Column
 from ops.records import Record, record
 from ops.sim3 import Sim3
+
+PIXELS_AT_A_TIME = 16384
+"""Most pixels linearised together on a CPU: their rows take 0.5 MiB each. From 4,096 to 32,768 the
+time is the same within its spread (two cores, six edges of 512x384 pixels); 196,608 take three to
+five times as long."""
 
 
 @record
@@ -113,27 +119,94 @@ def factor_gram(
     """Gram matrix of the weighted rows ``[J | z - h]`` of some matched points; module docstring.
 
     ``T`` maps ``points`` into the camera of ``measured``, where both show the same place with
-    confidence ``q`` wherever ``valid``; what is not valid may hold anything. A
-    ``PixelFactorConfig`` needs ``K``, ``image_shape = (H, W)`` and the measured points' ``pixels``
-    ``(u, v)``; both points lie on their pixels' rays. ``noise`` takes the place of the
+    confidence ``q`` wherever ``valid``; what is not valid, or has confidence 0, may hold anything.
+    A ``PixelFactorConfig`` needs ``K``, ``image_shape = (H, W)`` and the measured points'
+    ``pixels`` ``(u, v)``; both points lie on their pixels' rays. ``noise`` takes the place of the
     configuration's.
 
-    Columns of pixels in memory and products of them are the fastest form found on a CPU; sums of
-    products without any memory, rows of eight numbers, and rows made pixel by pixel were slower.
+    Columns of pixels in memory and products of them are the fastest form found on a CPU. One
+    reduction of all products, which needs no memory, runs in one loop on one thread and takes half
+    again as long; rows of eight numbers, and rows made pixel by pixel, were slower.
     """
-    # whatever hides behind an invalid match stays there
-    predicted = moved(columns_where(valid, points), T)
-    z = columns_where(valid, measured)
-    q = jnp.where(valid, q, 0)
-    noise = noise or config.noise(points.dtype)
-    camera = None if K is None else pinhole.intrinsics(K)
+    root = robust.sqrt_or_zero(jnp.where(valid, q, 0))
+    counts = root != 0  # whatever hides behind other matches stays there; q may not be a number
     seen_at = None if pixels is None else [pixels[:, 0], pixels[:, 1]]
+    columns = _Columns(moved(counts, points, T), columns_where(counts, measured), root, seen_at)
+    return _gram(config, image_shape, columns, noise or config.noise(points.dtype), K)
+
+
+class _Columns(NamedTuple):
+    """What the rows of every pixel are made of; see ``weighted_rows``."""
+
+    predicted: list[Column]
+    measured: list[Column]
+    root: Column
+    pixels: list[Column] | None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _gram(
+    config: FactorConfig,
+    image_shape: tuple[int, int] | None,
+    columns: _Columns,
+    noise: FactorNoise,
+    K: Float[Array, "3 3"] | None,
+) -> Float[Array, "8 8"]:
+    in_parts = functools.partial(_in_parts, config, image_shape)
+    at_once = functools.partial(_at_once, config, image_shape)
+    return jax.lax.platform_dependent(columns, noise, K, cpu=in_parts, default=at_once)
+
+
+@_gram.defjvp
+def _(
+    config: FactorConfig, image_shape: tuple[int, int] | None, primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    # The way back through a loop over parts would keep the inputs of each.
+    return jax.jvp(functools.partial(_at_once, config, image_shape), primals, tangents)
+
+
+def _in_parts(
+    config: FactorConfig,
+    image_shape: tuple[int, int] | None,
+    columns: _Columns,
+    noise: FactorNoise,
+    K: Float[Array, "3 3"] | None,
+) -> Float[Array, "8 8"]:
+    """Some pixels after the others: their rows stay in a CPU's cache."""
+    parts = _even_parts(columns.root.size)
+    if parts == 1:
+        return _at_once(config, image_shape, columns, noise, K)
+    size = columns.root.size // parts
+
+    def add(gram: Float[Array, "8 8"], first: Int[Array, ""]) -> tuple[Float[Array, "8 8"], None]:
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), columns)
+        return gram + _at_once(config, image_shape, part, noise, K), None
+
+    empty = jnp.zeros((8, 8), columns.root.dtype)
+    return jax.lax.scan(add, empty, size * jnp.arange(parts, dtype=jnp.int32))[0]
+
+
+def _even_parts(num_pixels: int) -> int:
+    """Parts of the same size and at most ``PIXELS_AT_A_TIME`` pixels; 1 if that takes tiny ones."""
+    fewest = -(-num_pixels // PIXELS_AT_A_TIME)
+    return next((n for n in range(fewest, 4 * fewest) if num_pixels % n == 0), 1)
+
+
+def _at_once(
+    config: FactorConfig,
+    image_shape: tuple[int, int] | None,
+    columns: _Columns,
+    noise: FactorNoise,
+    K: Float[Array, "3 3"] | None,
+) -> Float[Array, "8 8"]:
+    camera = None if K is None else pinhole.intrinsics(K)
+    predicted, measured, root, pixels = columns
     weights = precisions(noise), noise.huber
-    rows = weighted_rows(predicted, z, q, config, *weights, camera, image_shape, seen_at)
-    gram = jnp.zeros((8, 8), points.dtype)
+    rows = weighted_rows(predicted, measured, root, config, *weights, camera, image_shape, pixels)
+    gram = jnp.zeros((8, 8), root.dtype)
     for row in rows:
-        columns = _in_memory(row)
-        gram += jnp.matmul(columns, columns.T, precision=jax.lax.Precision.HIGHEST)
+        entries = _in_memory(row)
+        gram += jnp.matmul(entries, entries.T, precision=jax.lax.Precision.HIGHEST)
     return gram
 
 
@@ -152,8 +225,8 @@ def _change_in_memory(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array,
 def _written(row: list[Column | None]) -> Float[Array, "8 n"]:
     """Each column where it belongs.
 
-    Whatever joins them has a CPU compute them several times, from points that are looked up: six
-    edges of 512x384 pixels take 33 ms in place of 186 (``experiments.cpu_forms``, jax 0.10.2).
+    Whatever joins them has a CPU compute them several times: six edges of 512x384 pixels take 45 to
+    50 ms in place of 179 to 255 (``experiments.cpu_forms``, jax 0.10.2).
     """
     columns = jnp.stack([_nothing(row)] * len(row))
     for k, entry in enumerate(row):
@@ -174,7 +247,7 @@ def _nothing(row: list[Column | None]) -> Column:
 def weighted_rows(
     predicted: list[Column],
     measured: list[Column],
-    q: Column,
+    root: Column,
     config: FactorConfig,
     precision: tuple[Float[Array, ""], Float[Array, ""]],
     huber: Float[Array, ""],
@@ -184,8 +257,9 @@ def weighted_rows(
 ) -> list[list[Column | None]]:
     """The rows ``sqrt(w) [J | z - h]`` of every component, eight columns each; None are all 0.
 
-    ``predicted`` are the moved points; ``precision`` is that of ``precisions``. Nothing here
-    depends on how points lie in memory: the kernels compute it too.
+    ``predicted`` are the moved points; ``root`` has the square roots of the confidences;
+    ``precision`` is that of ``precisions``. Nothing here depends on how points lie in memory: the
+    kernels compute it too.
     """
     if isinstance(config, RayFactorConfig):
         value, jacobian = rays.psi_with_jacobian(predicted)
@@ -193,14 +267,14 @@ def weighted_rows(
     else:
         assert K is not None and image_shape is not None and pixels is not None
         value, in_front, jacobian = pinhole.project_with_jacobian(predicted, K, config.depth_eps)
-        z, q = pixel_measurement(config, measured, pixels, q, value, in_front, image_shape)
+        z, root = pixel_measurement(config, measured, pixels, root, value, in_front, image_shape)
     rows, scales = [], [precision[0]] * (len(z) - 1) + [precision[1]]
     for seen_at, expected, derivative, scale in zip(z, value, jacobian, scales, strict=True):
         residual = seen_at - expected
-        root = robust.sqrt_or_zero(q) * scale
-        root = root * jnp.sqrt(robust.huber_weight(root * residual, huber))
+        weight = root * scale
+        weight = weight * jnp.sqrt(robust.huber_weight(weight * residual, huber))
         entries = (*derivative, residual)
-        rows.append([None if entry is None else root * entry for entry in entries])
+        rows.append([None if entry is None else weight * entry for entry in entries])
     return rows
 
 
@@ -216,12 +290,12 @@ def pixel_measurement(
     config: PixelFactorConfig,
     points: list[Column],
     pixels: list[Column],
-    q: Column,
+    weight: Column,
     predicted: list[Column],
     in_front: Bool[Array, "n"],
     image_shape: tuple[int, int],
 ) -> tuple[list[Column], Column]:
-    """Pixel and log-depth of measured points, and their confidences, 0 where one cannot see.
+    """Pixel and log-depth of measured points, and their weights, 0 where one cannot see.
 
     A match counts if its measured point and its prediction, at ``predicted`` pixels and log-depth,
     are in front of the camera, and the prediction is in or near the image.
@@ -229,7 +303,7 @@ def pixel_measurement(
     inside = pinhole.inside_image(predicted[0], predicted[1], image_shape, config.pixel_border)
     seen = ~(points[2] <= config.depth_eps)  # not a number: seen, and reported
     z = [*pixels, jnp.log(jnp.where(seen, points[2], 1))]
-    return z, jnp.where(in_front & inside & seen, q, 0)
+    return z, jnp.where(in_front & inside & seen, weight, 0)
 
 
 def precisions(noise: FactorNoise) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -241,11 +315,16 @@ def precisions(noise: FactorNoise) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return inverse[0], inverse[1]
 
 
-def moved(columns: list[Column], T: Sim3) -> list[Column]:
-    """The coordinates of points after a transform."""
-    x, y, z = columns
-    R, t = T.scale()[..., None, None] * T.rotation_matrix(), T.translation()
-    return [R[k, 0] * x + R[k, 1] * y + R[k, 2] * z + t[k] for k in range(3)]
+def moved(counts: Bool[Array, "n"], points: Float[Array, "n 3"], T: Sim3) -> list[Column]:
+    """The coordinates of the points that count after a transform; those of the others are finite.
+
+    By a matrix product, whose rows are in memory: three sums would be made wherever they are read,
+    from points that are not laid out for it.
+    """
+    sR = T.scale()[..., None, None] * T.rotation_matrix()
+    columns = jnp.where(counts[:, None], points, 1).T
+    Y = jnp.matmul(sR, columns, precision=jax.lax.Precision.HIGHEST) + T.translation()[:, None]
+    return [row[0] for row in jax.lax.split(Y, (1, 1, 1))]
 
 
 def checked_calibration(

@@ -27,6 +27,7 @@ from ops.edge_system.types import EdgeBlocks, Edges
 from ops.edge_system.xla import relative_pose
 from ops.kernels import DEFAULT_BLOCKS, Block
 from ops.pinhole import Intrinsics, intrinsics
+from ops.robust import sqrt_or_zero
 from ops.sim3 import Sim3
 
 Ref = Any
@@ -151,7 +152,7 @@ def _add_up(
             return [jnp.where(is_valid, points[view, pixel, c], 1) for c in range(3)]
 
         x, y, z = there(j, pixel)
-        moved = [
+        predicted = [
             row[0] * x + row[1] * y + row[2] * z + t
             for row, t in zip(linear, translation, strict=True)
         ]
@@ -160,9 +161,9 @@ def _add_up(
             width = image_shape[1]
             pixels = [f(target, width).astype(x.dtype) for f in (lax.rem, lax.div)]
         rows = weighted_rows(
-            moved,
+            predicted,
             there(i, target),
-            jnp.where(is_valid, q[edge, pixel].astype(x.dtype), 0),
+            sqrt_or_zero(jnp.where(is_valid, q[edge, pixel].astype(x.dtype), 0)),
             config,
             (precision, weak),
             huber,

@@ -1,4 +1,4 @@
-"""The contract of per-edge accumulation: storage, chunks, memory, dispatch, bad arguments."""
+"""The contract of per-edge accumulation: storage, parts, memory, dispatch, bad arguments."""
 
 import functools
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import Edges, PixelFactorConfig, RayFactorConfig, Sim3
-from ops.edge_system import linearize_edges, pack_valid, unpack_valid, xla
+from ops import Edges, PixelFactorConfig, RayFactorConfig, Sim3, constrain_to_rays
+from ops.edge_system import factors, linearize_edges, pack_valid, unpack_valid, xla
 
-HW = 37  # no multiple of a byte or of a chunk
+HW = 37  # no multiple of a byte
 
 
 def problem(num_edges=6, hw=HW):
@@ -39,23 +39,28 @@ def test_packed_bits(hw):
     np.testing.assert_array_equal(restored, valid)
 
 
-def test_chunks_do_not_matter():
-    T, points, confidence, edges = problem()
-    config = RayFactorConfig()
+@pytest.mark.parametrize("config", [RayFactorConfig(), PixelFactorConfig()], ids=["rays", "pixels"])
+def test_parts_do_not_matter(config, monkeypatch):
+    """Parts are a CPU's; 35 pixels fall into 5 of 7, and in no fewer than 35 of at most 4."""
+    shape, K = (5, 7), jnp.asarray([[6.0, 0, 3], [0, 6, 2], [0, 0, 1]])
+    T, points, confidence, edges = problem(hw=35)
+    points = jax.vmap(lambda x: constrain_to_rays(x, K, shape))(points)
 
-    def run(chunk):
-        arguments = (T, points, confidence, edges, config, None, None, 0.0, chunk)
-        return jax.jit(lambda: xla.linearize_edges(*arguments))()
+    def run(at_most):
+        monkeypatch.setattr(factors, "PIXELS_AT_A_TIME", at_most)
+        arguments = (T, points, confidence, edges, config, K, shape)
+        return jax.jit(lambda: linearize_edges(*arguments, implementation="xla"))()
 
-    whole = run(HW)
+    assert factors._even_parts(35) == 1
+    whole = run(35)
     diagonal = np.sqrt(np.einsum("eii->ei", whole.hessian))
-    for chunk in (1, 8, 1000):
-        parts = run(chunk)
-        # sums of 37 terms in another order
-        np.testing.assert_allclose(parts.cost, whole.cost, rtol=2e-6)
-        for a, b in ((parts.hessian, whole.hessian),):
-            size = diagonal[:, :, None] * diagonal[:, None, :]
-            np.testing.assert_allclose(a / size, b / size, rtol=0, atol=2e-6)
+    for at_most, parts in ((7, 5), (8, 5), (4, 35), (1, 35)):
+        some = run(at_most)
+        assert factors._even_parts(35) == parts and factors._even_parts(37) in (1, 37)
+        # sums of 35 terms in another order
+        np.testing.assert_allclose(some.cost, whole.cost, rtol=2e-6)
+        size = diagonal[:, :, None] * diagonal[:, None, :]
+        np.testing.assert_allclose(some.hessian / size, whole.hessian / size, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("together", [2, 3, 8])
@@ -66,7 +71,7 @@ def test_edges_may_be_taken_together(together):
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(together, *arrays):
-        return xla.linearize_edges(*arrays, RayFactorConfig(), None, None, 0.0, HW, together)
+        return xla.linearize_edges(*arrays, RayFactorConfig(), None, None, 0.0, together)
 
     alone, several = (run(n, T, points, confidence, edges) for n in (1, together))
     for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(alone), strict=True):
