@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from matplotlib.figure import Figure
 
 from mast3r_jax import Pointmap
-from ops import RayFactorConfig
+from ops import RayFactorConfig, Sim3
 from ops.records import Record, record
 from slam.clip import run_clip
 from slam.config import GraphConfig, RetrievalConfig, SlamConfig, TrackingConfig
@@ -174,20 +174,20 @@ def without_descriptors(views: Views) -> Views:
 
 def _play(
     views: Views, noise: NoiseModel, clip: Clip, given: Decisions, config: SlamConfig
-) -> tuple[Float[Array, ""], Decisions]:
+) -> tuple[Float[Array, ""], Decisions, Sim3]:
     prior = RecordedPrior(views, clip.row)
     state = init_state(prior, config, jax.tree.map(lambda x: x[0], clip.frames), noise=noise)
     result = run_clip(prior, config, state, clip.frames, given)
-    truth = jnp.asarray(clip.frames.T_WC)
-    error = trajectory_loss(result.trajectory(), truth, result.placed)
-    return jnp.where(jnp.all(result.placed), error, jnp.inf), result.decisions
+    truth, T_WC = jnp.asarray(clip.frames.T_WC), result.trajectory()
+    error = trajectory_loss(T_WC, truth, result.placed)
+    return jnp.where(jnp.all(result.placed), error, jnp.inf), result.decisions, T_WC
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def run(
     views: Views, noise: NoiseModel, clip: Clip, config: SlamConfig
-) -> tuple[Float[Array, ""], Decisions]:
-    """Run a clip with what is said to its pairs: the SLAM's trajectory error, and its choices.
+) -> tuple[Float[Array, ""], Decisions, Sim3]:
+    """Run a clip with what is said to its pairs: trajectory error, choices, poses of all frames.
 
     The error is in metres, after Sim(3) alignment, and infinite if a frame is lost.
     """
@@ -223,7 +223,7 @@ def slope(
     trust measurements. Unless choices are given, they are made anew.
     """
     if given is None:
-        _, given = run(*predict(parameters, clip.views), clip, config)
+        _, given, _ = run(*predict(parameters, clip.views), clip, config)
     said = without_descriptors(clip.views)
     told, back = jax.vjp(lambda parameters: predict(parameters, said), parameters)
     error, slopes = trace_back(*told, clip, given, config)

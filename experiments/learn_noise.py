@@ -162,7 +162,7 @@ class LearnNoise:
 
         def errors(trust: Trust) -> np.ndarray:
             runs = [run(*tell(trust, one.views), one, config) for one in unseen]
-            return np.array([float(error) for error, _ in runs])
+            return np.array([float(error) for error, *_ in runs])
 
         unseen = [clip(1000 + self.seed + n) for n in range(self.unseen)]
         before = errors(start)

@@ -47,6 +47,20 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+MOST_MAPS = 20_000
+"""Pieces of memory that a process may have before it lets go of its programs: each takes dozens,
+Linux allows 65,530 of them, and LLVM ends the process that asks for more."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_few_files():
+    """Programs that no test will run again are not kept for ever."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def golden():
     """Loader of golden vectors: ``golden("slam/track_small_rays")`` -> dict of numpy arrays."""
