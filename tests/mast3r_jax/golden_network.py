@@ -61,10 +61,6 @@ def tiny_network(dtype: str = "float32", param_dtype: str = "float32") -> MASt3R
     return convert_mast3r(tiny_tensors(), TINY, dtype=dtype, param_dtype=param_dtype)
 
 
-# Without LLVM's optimiser a network compiles twice as fast; what it computes is the same program.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def image(seed: int, height: int, width: int) -> jax.Array:
     return jnp.asarray(formula.image(seed, height, width))[None]
 

@@ -9,8 +9,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 import mast3r_jax.attention
 from mast3r_jax.attention import apply_rotary, attention, rotary_table
 from mast3r_jax.layers import Numerics
-from tests.mast3r_jax.golden_network import quick_jit
 from tests.ops.cuda import CARD, lowered
+from tests.quick import quick_jit
 
 
 def test_rotary_embedding_depends_on_relative_positions():

@@ -10,7 +10,7 @@ from flax import nnx
 from mast3r_jax.dpt import upsample_twice
 from mast3r_jax.heads import exponential_points, patches_to_pixels, unit_descriptors
 from mast3r_jax.layers import Conv, Numerics, Unfold
-from tests.mast3r_jax.golden_network import quick_jit
+from tests.quick import quick_jit
 
 EXACT = Numerics.of(None, None)
 

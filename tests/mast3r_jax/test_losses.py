@@ -11,7 +11,7 @@ import pytest
 from mast3r_jax import Pointmap, losses
 from tests.conftest import DATA
 from tests.mast3r_jax.golden_losses import targets
-from tests.mast3r_jax.golden_network import quick_jit
+from tests.quick import quick_jit
 
 CASES = json.loads((DATA / "network" / "losses.json").read_text())
 OUTPUTS = {"points": "pts3d", "confidence": "conf"}

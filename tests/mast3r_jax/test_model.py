@@ -16,9 +16,9 @@ from tests.mast3r_jax.golden_network import (
     fields,
     image,
     part,
-    quick_jit,
     tiny_network,
 )
+from tests.quick import quick_jit
 
 SHAPE = (80, 128)
 

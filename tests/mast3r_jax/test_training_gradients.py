@@ -13,7 +13,8 @@ from mast3r_jax.checkpoint import parameter_specs
 from tests.conftest import DATA
 from tests.data.network import formula
 from tests.mast3r_jax.golden_losses import targets
-from tests.mast3r_jax.golden_network import TINY, quick_jit, tiny_network, tiny_tensors
+from tests.mast3r_jax.golden_network import TINY, tiny_network, tiny_tensors
+from tests.quick import quick_jit
 from weights_conversion.convert import Assignment, plan_conversion
 from weights_conversion.rules import canonical
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.quick import quick_jit
+
 
 def jacobians(
     function: Callable[..., jax.Array], x: np.ndarray, *constants: np.ndarray, h: float
@@ -22,11 +24,11 @@ def jacobians(
         arguments = [jnp.asarray(np.repeat(a, len(directions), axis=0)) for a in (x, *constants)]
         return arguments, jnp.asarray(np.tile(directions, (count, 1)))
 
-    @jax.jit
+    @quick_jit
     def push(directions: jax.Array, x: jax.Array, *rest: jax.Array) -> jax.Array:
         return jax.jvp(lambda x: function(x, *rest), (x,), (directions,))[1]
 
-    @jax.jit
+    @quick_jit
     def pull(weights: jax.Array, x: jax.Array, *rest: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: function(x, *rest), x)[1](weights)[0]
 
@@ -38,7 +40,7 @@ def jacobians(
 
     steps = np.concatenate([k * h * np.eye(inputs) for k in (1, -1, 2, -2)])
     arguments, offsets = rows(steps)
-    moved = jax.jit(function)(arguments[0] + offsets, *arguments[1:])
+    moved = quick_jit(function)(arguments[0] + offsets, *arguments[1:])
     right, left, far_right, far_left = np.moveaxis(
         np.asarray(moved).reshape(count, 4, inputs, outputs), 1, 0
     )

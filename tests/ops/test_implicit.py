@@ -23,6 +23,7 @@ from ops import (
 from ops.cholesky import solve_spd_linear
 from ops.relative_pose import relative_pose_curvature
 from tests.ops.test_pose_graph import K_SMALL, SMALL, scene
+from tests.quick import quick_jit
 
 pytestmark = pytest.mark.slow
 
@@ -121,12 +122,12 @@ def gradient_of(kind, config, derivative="implicit"):
         solution = solve(p, rest, config, derivative)
         return jnp.sum(weight * value(solution)), solution
 
-    return jax.jit(jax.grad(scalar, has_aux=True))
+    return quick_jit(jax.grad(scalar, has_aux=True))
 
 
 @functools.cache
 def batched(kind, config):
-    return jax.jit(jax.vmap(gradient_of(kind, config)))
+    return quick_jit(jax.vmap(gradient_of(kind, config).__wrapped__))
 
 
 @functools.cache
@@ -145,7 +146,7 @@ def both_ways(kind, config):
         _, push, solution = jax.linearize(numbers, p, has_aux=True)
         return solution, push(direction), jax.linear_transpose(push, p)(weight)[0]
 
-    return jax.jit(program)
+    return quick_jit(program)
 
 
 def weights(kind):
@@ -254,7 +255,7 @@ def test_points_behind_the_camera_have_no_say_and_leave_all_finite():
     valid = valid.at[jnp.array([3, 5])].set(True)
     p["f"] = p["f"].at[3].set(jnp.array([0.1, 0.2, 1e-30])).at[5, 2].set(-1.0)
 
-    @jax.jit
+    @quick_jit
     def curvature(p, valid):
         def at(points):
             return relative_pose_curvature(
@@ -319,7 +320,7 @@ def test_nearly_degenerate_poses_stay_exact_or_are_given_up():
     """Points ever closer to one point: the derivative is right until the solver gives up."""
     with jax.enable_x64(True):
         given_up = []
-        curvature_of = jax.jit(relative_pose_curvature, static_argnames="config")
+        curvature_of = quick_jit(relative_pose_curvature, static_argnames="config")
         base, valid = pose_problem("rays", 1)
         direction = along(base, 5)
         for spread in (1e-1, 1e-3, 1e-5, 1e-9):
@@ -353,7 +354,7 @@ def test_a_floating_view_and_a_fixed_one():
             p, (T, confidence, edges), weights("graph"), direction
         )
 
-        @jax.jit
+        @quick_jit
         def rigidly(world):
             def seen(w):
                 return (Sim3.exp(w) @ solution.T_WC).wxyz_xyz_scale

@@ -16,10 +16,10 @@ from tests.mast3r_jax.golden_network import (
     fields,
     image,
     published_shapes,
-    quick_jit,
     tiny_network,
     tiny_tensors,
 )
+from tests.quick import quick_jit
 from weights_conversion.convert import (
     ConversionError,
     convert_mast3r,

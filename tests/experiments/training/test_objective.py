@@ -8,8 +8,9 @@ import pytest
 from experiments.training.objective import ObjectiveConfig, judge, median_where, objective
 from experiments.training.types import PairBatch
 from mast3r_jax import Pointmap
-from tests.mast3r_jax.golden_network import quick_jit, tiny_network
+from tests.mast3r_jax.golden_network import tiny_network
 from tests.mast3r_jax.test_losses import CASES, arrays, inputs
+from tests.quick import quick_jit
 
 EVERY_PIXEL = ObjectiveConfig(figure_stride=1)
 

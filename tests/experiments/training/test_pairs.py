@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.training.pairs import PairConfig, procedural_pairs, random_scenes
-from tests.mast3r_jax.golden_network import quick_jit
+from tests.quick import quick_jit
 from tests.slam.world import ray_caster
 
 # Tiny images, and enough pairs to speak of most of them.

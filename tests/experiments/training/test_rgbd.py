@@ -11,7 +11,7 @@ from experiments.training.rgbd import read_rgbd_pairs, rgbd_pairs
 from slam.io.frames import SourceError
 from slam.io.trajectory_file import write_trajectory
 from tests.experiments.training import scene
-from tests.mast3r_jax.golden_network import quick_jit
+from tests.quick import quick_jit
 
 # A third of the recorded size: the centre of each pixel is that of a recorded one. And narrower.
 SIZE = (30, 27)
