@@ -50,7 +50,8 @@ from experiments.training.pairs import PairConfig
 from experiments.training.rgbd import RgbdPairs, rgbd_pairs
 from experiments.training.step import all_devices, new_state, train_many
 from experiments.training.types import PairBatch
-from mast3r_jax import MASt3R, MASt3RConfig
+from mast3r_jax import MASt3R, MASt3RConfig, Pointmap
+from ops.rays import norm
 from slam.config import SlamConfig
 from slam.losses import trajectory_loss
 from slam.priors import GeometryNoise, MASt3RPrior, RenderedGeometryPrior
@@ -67,11 +68,14 @@ REFERENCE = "float32"
 FIGURES = {
     "points_percent": "points, %",
     "points_apart_percent": "apart",
-    "trajectory_cm": "trajectory, cm",
+    "trajectory_cm": "poses, cm",
     "trajectory_apart_cm": "apart",
+    "rounding_alone_cm": "rounding",
 }
 """Errors against the truth, and ("apart") distances from what float32 says: of points the median,
-over the point's distance; of trajectories the RMSE after alignment by Sim(3)."""
+over the point's distance; of trajectories the RMSE after alignment by Sim(3). The last is the
+trajectory error with the true answers, their points moved by as much as rounding moved the
+network's: for float32, by nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +192,10 @@ def compare(said: dict[str, Views], clip: Clip, config: SlamConfig) -> dict[str,
     """``FIGURES`` of every kind of answers; an error is infinite if a frame was lost."""
     noise = NoiseModel(config.tracking.rays.noise(), config.graph.rays.noise())
     runs = {kind: run(views, noise, clip, config) for kind, views in said.items()}
+    alone = {
+        kind: run(moved_alike(clip.views, said[REFERENCE], views), noise, clip, config)[0]
+        for kind, views in said.items()
+    }
     reference = runs[REFERENCE][2].as_matrix()
     every = jnp.ones(len(reference), bool)
     return {
@@ -196,9 +204,26 @@ def compare(said: dict[str, Views], clip: Clip, config: SlamConfig) -> dict[str,
             "points_apart_percent": 100 * points_apart(views, said[REFERENCE]),
             "trajectory_cm": 100 * float(runs[kind][0]),
             "trajectory_apart_cm": 100 * float(trajectory_loss(runs[kind][2], reference, every)),
+            "rounding_alone_cm": 100 * float(alone[kind]),
         }
         for kind, views in said.items()
     }
+
+
+def moved_alike(views: Views, start: Views, end: Views) -> Views:
+    """Answers whose points are moved by as much, over their distance, as from ``start`` to ``end``.
+
+    Along all three axes of view 1's camera; where nothing is known, nowhere.
+    """
+
+    def moved(view: Pointmap, before: Pointmap, after: Pointmap) -> Pointmap:
+        distance = norm(before.points)[..., None]
+        known = distance > 0
+        part = jnp.where(known, after.points - before.points, 0) / jnp.where(known, distance, 1)
+        return view.replace(points=view.points + norm(view.points)[..., None] * part)
+
+    first, second = (moved(*three) for three in zip(views, start, end, strict=True))
+    return first, second
 
 
 def points_apart(views: Views, others: Views) -> float:
@@ -213,10 +238,10 @@ def points_apart(views: Views, others: Views) -> float:
 
 def table(rooms: Sequence[dict[str, dict[str, float]]]) -> str:
     """Figures by kind, each the mean over rooms."""
-    lines = [" " * 23 + "".join(f"{name:>16}" for name in FIGURES.values())]
+    lines = [" " * 23 + "".join(f"{name:>11}" for name in FIGURES.values())]
     for kind in rooms[0]:
         means = [np.mean([room[kind][figure] for room in rooms]) for figure in FIGURES]
-        lines.append(f"{kind:<23}" + "".join(f"{mean:>16.2f}" for mean in means))
+        lines.append(f"{kind:<23}" + "".join(f"{mean:>11.2f}" for mean in means))
     return "\n".join(line.rstrip() for line in lines)
 
 
