@@ -39,13 +39,18 @@ def export_mesh(
         voxel: edge of the voxels, in units of the map; chosen from what a pixel covers if omitted.
 
     Raises:
-        SourceError: Open3D is not installed, or there is nothing to fuse.
+        SourceError: Open3D is not installed or cannot be loaded, or there is nothing to fuse.
     """
     try:
         import open3d as o3d  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise SourceError(
             "mesh needs the package open3d: pip install 'mast3r-slam-jax[mesh]'"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise SourceError(
+            f"mesh needs the package open3d, which is installed and cannot be loaded ({error}); "
+            "install the system library that it asks for"
         ) from error
     if voxel is not None and not 0 < voxel < np.inf:
         raise SourceError(f"--voxel {voxel:g}: must be a positive number, in units of the map")

@@ -1,12 +1,14 @@
 """The comparison of a CPU's forms with an accelerator's: that both are there, and are compared."""
 
 import jax.numpy as jnp
+import pytest
 
 from experiments import cpu_forms
 from experiments.cpu_forms import CPUForms
 from ops.edge_system import factors
 
 
+@pytest.mark.slow
 def test_both_forms_are_timed_and_come_to_the_same(monkeypatch, capsys):
     traced = {"_written": 0, "_joined": 0}
 

@@ -49,6 +49,7 @@ def config():
     return dataclasses.replace(tiny_network().config, dec_depth=4, dec_heads=3)
 
 
+@pytest.mark.slow
 def test_both_attentions_are_measured_on_a_card(a_card, traced, config):
     figures = network(SIZE, config)
     assert traced == ["cudnn"] * 3  # the encoder's, a decoder's own, and across decoders

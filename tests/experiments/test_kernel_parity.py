@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import kernel_parity
 from experiments.kernel_parity import cases, check_and_time
@@ -17,6 +18,7 @@ def all_cases():
     return {case.name: case for case in cases(SIZE, 3, 4)}
 
 
+@pytest.mark.slow
 def test_a_kernel_and_one_that_is_wrong():
     case = all_cases()["projection"]
     right = check_and_time(case, [BLOCK], interpret=True)

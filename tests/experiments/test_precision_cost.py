@@ -41,6 +41,7 @@ def test_what_is_learned_is_what_the_slam_asks_about(clip):
     assert len(found) > 5
 
 
+@pytest.mark.slow
 def test_points_and_trajectories_are_held_against_the_truth_and_against_float32(clip):
     def noisy(seed):
         prior = RenderedGeometryPrior(GeometryNoise(depth=0.03, seed=seed))
@@ -72,6 +73,7 @@ def test_points_and_trajectories_are_held_against_the_truth_and_against_float32(
     assert lines[2].split() == ["larger", *(f"{x:.2f}" for x in figures["larger"].values())]
 
 
+@pytest.mark.slow
 def test_the_whole_experiment(monkeypatch, tmp_path, capsys):
     """All but the steps of training, which have tests of their own: here any weights will do."""
     steps, rng = [], np.random.default_rng(0)

@@ -172,6 +172,7 @@ def test_one_step_is_the_dense_gauss_newton_step(mode):
         np.testing.assert_array_equal(solution.T_WC[0].wxyz_xyz_scale, T[0].wxyz_xyz_scale)
 
 
+@pytest.mark.slow
 def test_gauge_and_order_of_the_edges():
     """Moving the world moves the result; the order of the edges and empty places do not matter."""
     T, points, confidence, edges = scene("rays")
@@ -195,6 +196,7 @@ def test_gauge_and_order_of_the_edges():
     close(solve(T, points, confidence, garbage).T_WC, straight.T_WC, 2e-6)
 
 
+@pytest.mark.slow
 def test_views_that_do_not_move_are_bit_identical_whatever_they_hold():
     T, points, confidence, edges = scene("rays")
     # slots 5 and 6 are unused; slot 3 is fixed as well
@@ -233,6 +235,7 @@ def test_unconfident_points_do_not_count():
     assert 0.2 < both.mean() < 0.9
 
 
+@pytest.mark.slow
 def test_a_batch_of_graphs():
     problems = [scene("rays", seed=seed) for seed in (0, 1)]
     problems[1][3] = problems[1][3].replace(mask=jnp.arange(10) != 9)

@@ -90,10 +90,23 @@ def test_a_missing_open3d_is_told_in_one_sentence(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_open3d_without_its_system_libraries_says_which(tmp_path, monkeypatch):
+    (tmp_path / "open3d.py").write_text("raise ImportError('libusb.so: cannot open it')")
+    monkeypatch.delitem(sys.modules, "open3d", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SourceError, match="cannot be loaded .libusb.so: cannot open it"):
+        exports.export(made_up(), "mesh", tmp_path / "mesh.ply")
+    assert not list(tmp_path.glob("*.ply"))
+
+
 @pytest.fixture
 def fused(tmp_path, monkeypatch):
     """Exports a mesh of given cameras."""
-    pytest.importorskip("open3d", reason="open3d, 450 MB with what it needs, is an extra")
+    pytest.importorskip(
+        "open3d",
+        reason="open3d, 450 MB with what it needs, is an extra, or lacks a system library",
+        exc_type=ImportError,
+    )
 
     def export(seen: Cameras, **options):
         monkeypatch.setattr(mesh, "cameras_of", lambda result: seen)

@@ -339,6 +339,7 @@ def test_wrapping_the_network_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_what_is_stored_of_a_keyframe_decodes_to_the_same_bits():
     """A network in bfloat16 rounds tokens before all else: stored like that, nothing is lost."""
     model = MASt3R(network().config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)

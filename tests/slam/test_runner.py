@@ -236,6 +236,7 @@ def test_panels_of_a_source_of_unknown_length():
     assert [p.frame_index for p in result.panels] == [8]
 
 
+@pytest.mark.slow
 def test_growing_from_one_slot_changes_nothing():
     small = runner.run(
         rim.source(), rim.EXACT, dataclasses.replace(rim.CONFIG, keyframe_capacity=1)
@@ -262,6 +263,7 @@ def test_the_limit_of_keyframes_is_kept_and_told():
     assert "max_keyframes" in note
 
 
+@pytest.mark.slow
 def test_calibrated():
     result = runner.run(rim.source(6), rim.EXACT, stepper=rim.stepper(), calibrated=True)
     assert result.tracked.all()

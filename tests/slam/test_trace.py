@@ -124,6 +124,7 @@ def recorded(golden, mode):
     return golden(f"slam/e2e_{mode}"), json.loads((DATA / f"slam/e2e_{mode}.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["rays", "calib"])
 def test_trace(golden, monkeypatch, mode):
     monkeypatch.setattr(xla, "refine_matches", replay.refine_in_half_precision)

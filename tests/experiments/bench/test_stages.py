@@ -129,6 +129,7 @@ def test_compilation_is_not_a_lookup():
         assert seconds > 0 and call().shape == (5,)
 
 
+@pytest.mark.slow
 def test_the_walk_is_timed_frame_by_frame():
     times = time_walk(rim.source(5), rim.EXACT, rim.CONFIG, "exact 128x96")
     assert (times.frames, times.compiled_frames, times.tracked) == (5, 0, 5)
@@ -136,6 +137,7 @@ def test_the_walk_is_timed_frame_by_frame():
     assert set(times.rows["frame"]) == {"encoder", "decoder", "match", "solve", "rest"}
 
 
+@pytest.mark.slow
 def test_the_working_prior_says_what_the_geometry_says():
     class Network:
         encode = staticmethod(lambda frame: jnp.ones(3))

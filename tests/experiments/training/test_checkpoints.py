@@ -114,6 +114,7 @@ def slice_of(folder: pathlib.Path) -> Outcome:
     return train(killed.CONFIG, folder, ingredients=cheap.ingredients, shares=False)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(tmp_path, monkeypatch):
     """Killed three times, each time somewhere else."""
     monkeypatch.setattr(metrics, "draw_curves", lambda path, rows: None)

@@ -65,6 +65,7 @@ def pairs_of(out: pathlib.Path) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
+@pytest.mark.slow
 def test_devices_and_processes_train_as_one_device_does(tmp_path, monkeypatch):
     """Their pairs are equal bit for bit, their sums over the batch up to rounding.
 

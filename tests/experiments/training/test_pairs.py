@@ -77,6 +77,7 @@ def all_pixels():
     return np.stack([u, v], axis=-1).reshape(-1, 2).astype(np.float64)
 
 
+@pytest.mark.slow
 def test_points_are_those_of_the_ray_caster_in_view_1s_camera(drawn):
     for scene, pair in each(drawn):
         for view, points in ((0, pair.points_1), (1, pair.points_2)):

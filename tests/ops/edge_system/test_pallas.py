@@ -110,6 +110,7 @@ def test_noise_batches_and_what_is_no_number(kind):
     assert not np.isfinite(found.cost).all() and np.isfinite(found.cost[:, FULL]).all()
 
 
+@pytest.mark.slow
 def test_a_graph_solved_by_the_kernel(monkeypatch):
     """Named, through the dispatch, on what passes for a card: poses that are known are found."""
     _, points, confidence, edges = problem()
