@@ -45,7 +45,11 @@ from experiments.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from experiments.training.ingredients import make_recipe, procedural_ingredients
+from experiments.training.ingredients import (
+    make_recipe,
+    one_for_each,
+    procedural_ingredients,
+)
 from experiments.training.pairs import PairConfig
 from experiments.training.rgbd import RgbdPairs, rgbd_pairs
 from experiments.training.step import all_devices, new_state, train_many
@@ -101,14 +105,14 @@ class PrecisionCost:
 
     def execute(self) -> int:
         """Teach and compare; returns the exit status."""
-        slam, rooms = clip_config(self.clips), []
+        config, rooms = clip_config(self.clips), []
         for seed in range(self.seed, self.seed + self.rooms):
             clip, begin = true_clip(seed, self.clips), time.perf_counter()
-            network = self.out / f"room-{seed}"
-            mast3r_jax.save(network, learn_by_heart(clip, self.training(seed)))
+            folder = self.out / f"room-{seed}"
+            mast3r_jax.save(folder, learn_by_heart(clip, self.training(seed)))
             seconds = time.perf_counter() - begin
             print(f"room {seed}: {len(pairs_of(clip))} pairs learned by heart in {seconds:.0f} s")
-            figures = compare(answers(network, clip), clip, slam)
+            figures = compare(answers(folder, clip), clip, config)
             rooms.append({"room": seed, "seconds": seconds, "figures": figures})
             print(table([figures]), flush=True)
         options = dataclasses.asdict(dataclasses.replace(self, out=str(self.out)))
@@ -169,8 +173,7 @@ def learn_by_heart(clip: Clip, config: TrainConfig) -> MASt3R:
 
     def draw(keys: Array, step: Int[Array, ""]) -> PairBatch:
         del step
-        drawn = jax.vmap(lambda key: rgbd_pairs(key, recording, one))(keys)
-        return jax.tree.map(lambda x: x[:, 0], drawn)
+        return one_for_each(keys, lambda key: rgbd_pairs(key, recording, one))
 
     used = dataclasses.replace(procedural_ingredients(config), draw=draw)
     recipe = make_recipe(config, all_devices(), used)

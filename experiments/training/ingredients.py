@@ -37,14 +37,18 @@ def procedural_ingredients(config: TrainConfig) -> Ingredients:
 
     def draw(keys: Array, step: Int[Array, ""]) -> PairBatch:
         grown = 1.0 if config.fixed_pairs else motion(config.schedule, step)
-        pairs = jax.vmap(lambda key: procedural_pairs(key, one, grown))(keys)
-        return jax.tree.map(lambda x: x[:, 0], pairs)
+        return one_for_each(keys, lambda key: procedural_pairs(key, one, grown))
 
     return Ingredients(
         network=lambda key: new_network(key, config.network),
         draw=draw,
         objective=lambda model, pairs: objective(model, pairs, config.objective),
     )
+
+
+def one_for_each(keys: Array, draw: Callable[[PRNGKeyArray], PairBatch]) -> PairBatch:
+    """The first pair of what is drawn with each of the keys."""
+    return jax.tree.map(lambda x: x[:, 0], jax.vmap(draw)(keys))
 
 
 def motion(schedule: ScheduleConfig, step: Int[Array, ""]) -> Float[Array, ""]:
