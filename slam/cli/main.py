@@ -213,3 +213,5 @@ def _keep_compiled_programs() -> None:
     if getattr(jax.config, name) is None:
         root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update(name, str(root / "mast3r-slam-jax" / "compiled"))
+        # A run has a hundred small ones, too.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

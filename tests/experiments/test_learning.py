@@ -18,6 +18,8 @@ from slam import NoiseModel
 from slam.priors import GeometryNoise, RenderedGeometryPrior
 from slam.world.camera import distort
 
+pytestmark = pytest.mark.slow
+
 TOY = ClipOptions(frames=6, stride=4, size=(48, 32))
 
 
@@ -81,7 +83,6 @@ def standard_promotion():
         yield
 
 
-@pytest.mark.slow
 def test_learning_noise_and_learning_a_network(clip, standard_promotion, tmp_path, capsys):
     """In one test, for both compile the same clip."""
     made, _, config = clip

@@ -15,6 +15,8 @@ from experiments.training.rgbd import rgbd_pairs
 from slam.priors import GeometryNoise, RenderedGeometryPrior
 from tests.experiments.training import cheap
 
+pytestmark = pytest.mark.slow
+
 TOY = ClipOptions(frames=6, stride=4, size=(48, 32))
 
 
@@ -41,7 +43,6 @@ def test_what_is_learned_is_what_the_slam_asks_about(clip):
     assert len(found) > 5
 
 
-@pytest.mark.slow
 def test_points_and_trajectories_are_held_against_the_truth_and_against_float32(clip):
     def noisy(seed):
         prior = RenderedGeometryPrior(GeometryNoise(depth=0.03, seed=seed))
@@ -73,7 +74,6 @@ def test_points_and_trajectories_are_held_against_the_truth_and_against_float32(
     assert lines[2].split() == ["larger", *(f"{x:.2f}" for x in figures["larger"].values())]
 
 
-@pytest.mark.slow
 def test_the_whole_experiment(monkeypatch, tmp_path, capsys):
     """All but the steps of training, which have tests of their own: here any weights will do."""
     steps, rng = [], np.random.default_rng(0)

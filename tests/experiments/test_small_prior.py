@@ -97,6 +97,7 @@ def call(work: pathlib.Path, began: float | None = None, **options) -> int:
     return SmallPrior(work, **values).execute(began)
 
 
+@pytest.mark.slow
 def test_slice_by_slice_from_nothing_to_a_package(work, stage, capsys):
     target = work.parent / "presets" / "toy"
     assert call(work) == 3 and stage.calls == ["train"] and not target.exists()

@@ -17,6 +17,7 @@ def test_every_run_is_compared_with_the_one_beside_it_that_nobody_looked_at():
     assert viewer.split() == ["viewer", *"21.0 1.05 1.00 to 1.10 10.0 1.50 1.00 to 2.00".split()]
 
 
+@pytest.mark.slow
 def test_kinds_take_turns(monkeypatch, capsys):
     pytest.importorskip("viser")
     watched = []

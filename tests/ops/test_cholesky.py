@@ -205,6 +205,7 @@ def test_the_choice_follows_the_device():
         assert lowered(implementation, platform).count("potrf") > 1
 
 
+@pytest.mark.slow
 def test_a_thousand_poses():
     graph = PoseGraph.random(1025, loops=2048, condition=10)
     H, g = graph.matrix(np.float32), np.random.default_rng(0).normal(size=7168).astype(np.float32)

@@ -120,6 +120,7 @@ def test_trace_of_the_original(golden):
         np.testing.assert_allclose(step, data["dx_iter"][0], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", CONFIG)
 def test_one_step_is_the_dense_gauss_newton_step(mode):
     """Every residual of every edge as one function of all poses, differentiated by JAX.
@@ -212,6 +213,7 @@ def test_views_that_do_not_move_are_bit_identical_whatever_they_hold():
     assert np.all(np.any(after[[1, 2, 4]] != np.asarray(storage)[[1, 2, 4]], axis=-1))
 
 
+@pytest.mark.slow
 def test_storage_in_bits_and_halves():
     """Weights rounded to half precision, 5e-4 relative, move the poses by no more than that."""
     T, points, confidence, edges = scene("rays")
@@ -224,6 +226,7 @@ def test_storage_in_bits_and_halves():
     close(small.T_WC, solve(T, points, confidence, unpacked).T_WC, 2e-6)  # the same numbers
 
 
+@pytest.mark.slow
 def test_unconfident_points_do_not_count():
     T, points, confidence, edges = scene("rays")
     i, j, index = np.asarray(edges.i), np.asarray(edges.j), np.asarray(edges.index)

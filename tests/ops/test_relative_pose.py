@@ -98,6 +98,7 @@ def test_final_pose_and_number_of_iterations(golden, case, mode):
     np.testing.assert_allclose(pose, data["T_CkCf_iter"][-1], rtol=0, atol=3.1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", CONFIG)
 def test_one_step_is_the_dense_gauss_newton_step(golden, mode):
     """Residuals written down again in numpy, numeric Jacobian, normal equations, all in float64."""

@@ -43,6 +43,7 @@ def matrices(entries):
     return jnp.moveaxis(jnp.asarray(filled), (0, 1), (-2, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ray_model, pixel_model])
 def test_jacobian_under_left_perturbation(model):
     with jax.enable_x64(True):

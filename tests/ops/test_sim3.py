@@ -194,6 +194,7 @@ def test_derivatives_forward_reverse_numeric(name):
         np.testing.assert_allclose(forward, numeric, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_second_derivatives_are_finite_in_float32(name):
     """Both branches are differentiated; the one not taken must not leave a NaN.

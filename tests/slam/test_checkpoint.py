@@ -73,6 +73,7 @@ def mapped(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_new_camera_finds_its_place_in_an_old_map(mapped, tmp_path):
     old = rim.result()
     later = rim.Frames([dataclasses.replace(f, index=i) for i, f in enumerate(rim.walk()[4:9])])

@@ -432,6 +432,20 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
         call("demo")
 
 
+def test_compiled_programs_are_kept_for_the_next_run(tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        assert call("run", "nowhere.mp4", "--prior", "rendered") == 2
+        kept = [getattr(jax.config, name) for name in names]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert kept == [str(tmp_path / "cache/mast3r-slam-jax/compiled"), 0.0]
+
+
 # whole runs
 
 
@@ -492,6 +506,7 @@ main(sys.argv[1:])
 """A process that is killed right after the checkpoint of its third frame."""
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_and_resume(capsys):
     options = ("--prior", "rendered", *NO_NOISE, *SMALL, "--stride", "3", "--max-frames", "4")
     command = (*("run", rim.URI), *options, "--out", "out", "--checkpoint-seconds", "0")
@@ -616,6 +631,7 @@ def consistent(said, status, folder, frames):
     return told
 
 
+@pytest.mark.slow
 def test_the_network_of_the_package_runs_on_a_video(capsys, weights, tmp_path, monkeypatch):
     """From pixels to a map with nothing but a video; the network's parameters are random numbers,
     so whether it finds its way is chance, but that every stage runs and tells the truth is not."""
@@ -637,6 +653,7 @@ def test_the_network_of_the_package_runs_on_a_video(capsys, weights, tmp_path, m
     assert not pathlib.Path("outputs/walk/groundtruth.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_network_survives_a_covered_lens(capsys, weights):
     frames = list(open_source("procedural:room?seed=3&frames=6&size=64x48"))
     writer = cv2.VideoWriter("dark.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
@@ -709,6 +726,7 @@ def newcomer(monkeypatch):
     recording.write_tum(rim.source(8), "path/to/tum_sequence")
 
 
+@pytest.mark.slow
 def test_the_readme_can_be_typed(newcomer, capsys):
     for command in commands():
         words = typed(command)

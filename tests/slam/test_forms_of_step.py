@@ -70,17 +70,14 @@ def test_a_clip_as_one_program_is_the_runner_bit_for_bit():
 
 
 def test_a_batch_of_clips_gives_what_each_gives():
-    walks = [
-        scenes.walk(8, yaw=yaw, stride=stride)
-        for yaw, stride in ((0.15, 0.03), (-0.1, 0.05), (0.02, 0.06), (-0.2, 0.0))
-    ]
+    walks = [scenes.walk(8, yaw=yaw, stride=stride) for yaw, stride in ((0.15, 0.03), (-0.1, 0.05))]
     clips = [
         [scenes.frame(i, T, bright=(k, i) != (1, 2)) for i, T in enumerate(walk)]
         for k, walk in enumerate(walks)
     ]
     alone = [through(rim.stepper(AT_ONCE), clip) for clip in clips]
     states, outputs = jax.jit(jax.vmap(over_clip))(
-        stack([start(AT_ONCE)] * 4), stack([stack(clip) for clip in clips])
+        stack([start(AT_ONCE)] * len(clips)), stack([stack(clip) for clip in clips])
     )
     for k, (state, reports) in enumerate(alone):
         for name in ("mode", "keyframe", "is_keyframe", "relocalized", "new_links", "graph_status"):

@@ -73,6 +73,7 @@ def test_a_covered_lens_resembles_nothing():
     assert scores(dark, views(AROUND, 200, bright=False)).max() < THRESHOLD
 
 
+@pytest.mark.slow
 def test_what_has_no_depth_is_a_feature_of_no_place():
     frames = [scenes.frame(i, np.eye(4)) for i in (0, 1)]
     frames = [f.replace(depth=f.depth.at[:, 48:80].set(0.0)) for f in frames]

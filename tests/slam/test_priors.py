@@ -94,6 +94,7 @@ def only(**noise):
     return RenderedGeometryPrior(GeometryNoise(**{**vars(GeometryNoise.none()), **noise}))
 
 
+@pytest.mark.slow
 def test_without_noise_it_is_the_geometry():
     T_1, T_2 = pose(0.3, 0.2), pose(-0.1, -0.4)
     depth_1, depth_2 = slanted(), slanted()[:, ::-1] + 1
@@ -226,6 +227,7 @@ def test_a_covered_frame_and_unknown_depth_have_no_confidence():
     assert (np.asarray(view_l.confidence)[~unknown] > 1).all()
 
 
+@pytest.mark.slow
 def test_drift_is_smooth_differs_between_views_and_changes_slowly():
     prior, truth = only(drift=0.01), points_in_camera(slanted())
     one = frame(0, np.eye(4), slanted())
@@ -320,6 +322,7 @@ def test_the_network_gets_the_image_as_it_was_trained(monkeypatch):
         np.testing.assert_allclose(found, prepared.pixels, rtol=0, atol=1.2e-7)
 
 
+@pytest.mark.slow
 def test_wrapping_the_network_changes_nothing():
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)

@@ -89,6 +89,7 @@ def test_timer_keeps_the_first_call_apart():
     assert summary["double"]["calls"] == 1 and np.isnan(summary["double"]["median_s"])
 
 
+@pytest.mark.slow
 def test_overlapping_changes_nothing_but_the_times():
     """Frames whose stages are not waited for: same numbers, same order of what is told."""
     told = []
@@ -127,6 +128,7 @@ class Recording(Stepper):
         return call
 
 
+@pytest.mark.slow
 def test_the_device_has_the_next_frame_before_the_host_reads_of_this_one(monkeypatch):
     stepper = Recording(rim.CONFIG)
     sources = []
@@ -253,6 +255,7 @@ def test_growing_from_one_slot_changes_nothing():
     assert small.notes == () and not small.frames.full.any()
 
 
+@pytest.mark.slow
 def test_the_limit_of_keyframes_is_kept_and_told():
     config = dataclasses.replace(rim.CONFIG, max_keyframes=1)
     result = runner.run(rim.source(8), rim.EXACT, config)

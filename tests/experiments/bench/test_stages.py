@@ -84,6 +84,7 @@ def test_lapack_and_superlu_solve_the_same():
     assert [peer.status for peer in stage.peers] == ["measured", "measured"]
 
 
+@pytest.mark.slow
 def test_geometry_converges_on_its_inputs():
     stages = made("pose-rays", "fusion")
     assert stages["pose-rays"].about["status"] in (0, 1)

@@ -16,6 +16,8 @@ from experiments.training.retrieval import (
 )
 from mast3r_jax import load_retrieval, save_retrieval
 
+pytestmark = pytest.mark.slow
+
 CHANNELS, TOKENS = 24, 16
 
 

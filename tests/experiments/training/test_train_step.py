@@ -45,6 +45,7 @@ def send(recipe: Recipe, state: TrainState, steps: int, last_step: int = NEVER, 
 # how steps are cut
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_how_steps_are_cut_into_dispatches():
     traces = []
 
@@ -83,6 +84,7 @@ def test_the_most_modest_proposal_the_capacity_and_the_last_step_limit_a_dispatc
     assert (int(sent.steps), int(state.step)) == (0, 10)
 
 
+@pytest.mark.slow
 def test_without_a_loop_steps_are_the_same_up_to_rounding():
     recipe = cheap.recipe()
     looped, _ = send(recipe, state_of(recipe), 3)
@@ -248,6 +250,7 @@ def test_it_learns():
 # the network at the start
 
 
+@pytest.mark.slow
 def test_views_are_tied_and_kernels_decay():
     specs, rng = parameter_specs(cheap.SIZES), np.random.default_rng(0)
     model = build(cheap.SIZES, lambda name: 0.1 * rng.normal(size=specs[name].shape))

@@ -89,6 +89,7 @@ def test_curves_are_drawn(monkeypatch, tmp_path):
         assert picture.format == "PNG"
 
 
+@pytest.mark.slow
 def test_slices_add_up_to_the_unbroken_run(whole, tmp_path):
     folder = tmp_path / "run"
     assert slice_of(folder, last_step=5).step == 5
@@ -152,6 +153,7 @@ def test_a_signal_ends_a_slice_and_leaves_a_checkpoint(whole, tmp_path, kind):
     assert arrays_of(tmp_path / "run") == arrays_of(whole[0])
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends(tmp_path):
     def broken(config: TrainConfig) -> Ingredients:
         def objective(model, pairs):

@@ -39,6 +39,7 @@ def test_packed_bits(hw):
     np.testing.assert_array_equal(restored, valid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [RayFactorConfig(), PixelFactorConfig()], ids=["rays", "pixels"])
 def test_parts_do_not_matter(config, monkeypatch):
     """Parts are a CPU's; 35 pixels fall into 5 of 7, and in no fewer than 35 of at most 4."""
@@ -63,6 +64,7 @@ def test_parts_do_not_matter(config, monkeypatch):
         np.testing.assert_allclose(some.hessian / size, whole.hessian / size, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [2, 3, 8])
 def test_edges_may_be_taken_together(together):
     """As on an accelerator; inactive edges between active ones, and more places than edges."""
@@ -79,6 +81,7 @@ def test_edges_may_be_taken_together(together):
     assert not several.hessian[1].any() and several.hessian[0].any()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_edges_times_pixels():
     """Room for 64 edges of 4,096 pixels needs 2 MB as booleans and floats, and 33 MB as rows."""
     config = RayFactorConfig()

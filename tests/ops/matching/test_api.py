@@ -77,6 +77,7 @@ def test_refinement_finds_a_planted_descriptor_and_prefers_the_first_of_equals()
     np.testing.assert_array_equal(found, 1 + W * 0)
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_the_answer(monkeypatch):
     """Chunks that leave a rest, and that are as large as the image or larger; 0 is no chunks."""
     found = []
@@ -88,6 +89,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, pieces, found[0])
 
 
+@pytest.mark.slow
 def test_descriptors_of_any_length():
     """Seven channels do not fill a vector register: what is added must not count."""
     X1, X2, D1, D2 = inputs()
@@ -137,6 +139,7 @@ def test_points_too_far_apart_are_invalid_though_their_rays_agree():
     np.testing.assert_array_equal(both(X1, 1.01 * X1, D1, D2, config=config).valid, interior)
 
 
+@pytest.mark.slow
 def test_derivative_of_the_position():
     """At a converged pixel the position follows the point; the rest of the program stays finite."""
     X1, X2 = (jnp.asarray(x, jnp.float32) for x in (plane(), plane(0.05)))

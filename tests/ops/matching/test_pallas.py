@@ -90,6 +90,7 @@ def test_projection_of_a_batch():
     assert 0 < len(difference) and difference.max() < 1e-5
 
 
+@pytest.mark.slow
 def test_derivatives_do_not_depend_on_who_finds_the_position():
     points_11, points_21 = jnp.asarray(surface()), jnp.asarray(surface(shift=0.02))
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(H * W, 2)), jnp.float32)

@@ -124,6 +124,7 @@ def shifts(rgb, reference):
     return np.linalg.norm(found, axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(160, 120), (640, 480)])
 def test_a_rectified_walk_is_the_walk_of_a_pinhole_camera(tmp_path, size):
     path = bent_camera(tmp_path / "camera.yaml", size)

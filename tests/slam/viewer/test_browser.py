@@ -142,6 +142,7 @@ def test_a_map_grows_and_obeys_its_controls(page):
         page.get_by_role("button", name="Pause").wait_for()
 
 
+@pytest.mark.slow
 def test_every_browser_has_its_own_light_and_view_and_a_phone_room_for_the_scene(open_page):
     with Viewer("127.0.0.1", 0) as viewer:
         viewer.show(snapshot(WALLS, {0: wall(0), 1: wall(1)}))
@@ -194,6 +195,7 @@ RUN = (
 """The walk of ``rim``, whose programs are compiled once for all tests."""
 
 
+@pytest.mark.slow
 def test_a_run_is_looked_at_from_beginning_to_end(page, tmp_path):
     """The command itself, in a process of its own."""
     out = tmp_path / "out"

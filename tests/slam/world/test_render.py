@@ -178,6 +178,7 @@ def test_second_view_sees_the_same_points_and_colours():
     assert np.concatenate(colours).mean() < 0.2 * np.concatenate(contrast).mean()
 
 
+@pytest.mark.slow
 def test_sees_what_the_ray_caster_meets_first():
     """Points that one camera sees, judged from the place of another."""
     hidden = 0
@@ -206,6 +207,7 @@ def test_neighbouring_pixels_differ_and_rooms_differ():
         assert np.abs(np.asarray(view_of(seed).rgb - view_of(0).rgb)).mean() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficients", [(-0.12, 0.03, 0.004, -0.003), (0.1, -0.02, 0.0, 0.0)])
 def test_distorted_image_follows_opencv(coefficients):
     room, T_WC = scene(1)
@@ -230,6 +232,7 @@ def test_zero_distortion_changes_nothing():
     np.testing.assert_allclose(view.depth, view_of(1).depth, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_rooms_poses_and_intrinsics_equals_the_loop():
     rooms = [scene(seed)[0] for seed in range(3)]
     poses = jnp.stack([scene(seed)[1] for seed in range(3)])
@@ -241,6 +244,7 @@ def test_vmap_over_rooms_poses_and_intrinsics_equals_the_loop():
         np.testing.assert_allclose(views.depth[i][same], view_of(i).depth[same], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_supersampling_averages_colour_and_keeps_depth():
     room, T_WC = scene(2)
     smooth = render(room, T_WC, K, SHAPE, config=RenderConfig(supersampling=2))
@@ -249,6 +253,7 @@ def test_supersampling_averages_colour_and_keeps_depth():
     assert 0 < np.abs(np.asarray(smooth.rgb - plain.rgb)).mean() < 0.05
 
 
+@pytest.mark.slow
 def test_shadows_only_darken_and_exposure_brightens():
     room, T_WC = scene(3)
     lit = render(room, T_WC, K, SHAPE, config=RenderConfig(shadows=False))

@@ -57,6 +57,7 @@ def test_rooms_are_realistic_and_furnished():
         assert ray_caster.clearance(room, np.asarray(room.light_position, np.float64)).min() > 0.05
 
 
+@pytest.mark.slow
 def test_rooms_are_deterministic_and_batch():
     keys = jax.random.split(jax.random.key(5), 3)
     batch = jax.vmap(random_room)(keys)
@@ -146,6 +147,7 @@ def test_zoom_is_smooth_and_covers_its_range():
     assert focal_path(1, 2.0).tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_path_is_a_pure_function_of_its_key():
     again = camera_path(jax.random.key(1000), room_of(0), 150)
     np.testing.assert_array_equal(np.asarray(again, np.float64), path_of(0))

@@ -1,6 +1,7 @@
 import cv2
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from slam.world.camera import distort, undistort
 from slam.world.texture import NUM_OCTAVES, lattice_hash, unit, value_noise
@@ -28,6 +29,7 @@ def test_hash_is_uniform_and_uncorrelated():
     assert abs(np.corrcoef(unit(h), unit(other))[0, 1]) < 4 / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_value_noise_is_lattice_values_smoothly_joined():
     seed = jnp.full(400, 7, jnp.uint32)
     x = jnp.linspace(-5.0, 5.0, 400)
