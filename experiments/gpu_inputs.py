@@ -12,9 +12,13 @@ import numpy as np
 from experiments.bench.timing import without_compilation_cache
 from ops import Edges, Sim3, pinhole
 
+QUEUE = 5
+"""Calls that are given to the device at once, so that it need not wait for the host."""
+
 
 def measured(function: Callable[..., Any], *arguments: Any, repeats: int = 20) -> dict[str, float]:
-    """Seconds to compile; then median and extremes of single calls, in milliseconds."""
+    """Seconds to compile; then milliseconds: median and extremes of single calls, and the median of
+    calls that queue up."""
     return result_and_measured(function, *arguments, repeats=repeats)[1]
 
 
@@ -24,8 +28,10 @@ def result_and_measured(
     """What a function returns, and ``measured``."""
     call, compile_s = compiled(function, *arguments)
     times = milliseconds(call, *arguments, repeats=repeats)
+    queued = milliseconds(call, *arguments, repeats=3, calls=QUEUE)
     return call(*arguments), {
         "compile_s": compile_s,
+        "queued_ms": statistics.median(queued),
         "median_ms": statistics.median(times),
         "min_ms": min(times),
         "max_ms": max(times),

@@ -1,9 +1,11 @@
 """The whole SLAM on a device: frames per second, and a profile of some frames."""
 
+import itertools
 import pathlib
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from slam.io.preparation import prepare_frames
 from slam.io.procedural import parse_procedural
 from slam.priors import MASt3RPrior, RenderedGeometryPrior
 from slam.stepper import Stepper
-from slam.types import Frame
+from slam.types import Frame, TwoViewPrior
 
 LARGEST_TRACE = 16 * 10**6
 """Bytes of a file that is carried away from a borrowed machine."""
@@ -76,29 +78,35 @@ def walk(size: tuple[int, int], network: MASt3RConfig, frames: int) -> Walk:
 
 
 def system(size: tuple[int, int], network: MASt3RConfig, frames: int) -> dict[str, Any]:
-    """A walk, frame by frame, each waited for: seconds of every stage and frames per second.
+    """A walk twice: each stage waited for, then as ``slam.run`` does it, see ``overlapped``.
 
-    Frames at which something was compiled are counted and left out.
+    The first gives seconds of every stage, and compiles; the second frames per second.
     """
     prior, config, prepared = walk(size, network, frames)
     state, step = slam.init_state(prior, config, prepared[0]), Stepper(config)
-    settled, tracked = [], 0
     for frame in prepared:
-        compiled, begin = step.cache_sizes(), time.perf_counter()
-        state, output, _ = step(prior, state, frame)
-        if step.cache_sizes() == compiled:
-            settled.append(time.perf_counter() - begin)
-        tracked += int(output.mode) == int(slam.Mode.TRACKING)
+        state, _, _ = step(prior, state, frame)
+    compiled = step.cache_sizes()
+    step.timer.waits = False
+    start = jax.block_until_ready(slam.init_state(prior, config, prepared[0]))
+    ends, outputs = [], []
+    begin = time.perf_counter()
+    for state, output in overlapped(prior, step, start, prepared):
+        ends.append(time.perf_counter())
+        outputs.append(output)
+        final = state
+    jax.block_until_ready(final)
+    seconds, between = time.perf_counter() - begin, np.diff([begin, *ends])
     return {
         "size": size,
         "frames": frames,
-        "tracked": tracked,
-        "keyframes": int(state.keyframes.size),
-        "frames_per_second": len(settled) / sum(settled),
-        "frames_that_compiled": frames - len(settled),
-        "latency_ms": {
-            "median": 1e3 * statistics.median(settled),
-            "p99": 1e3 * float(np.percentile(settled, 99)),
+        "tracked": tracked(outputs),
+        "keyframes": int(final.keyframes.size),
+        "frames_per_second": frames / seconds,
+        "compiled_meanwhile": step.cache_sizes() != compiled,
+        "ms_between_frames": {
+            "median": 1e3 * statistics.median(between),
+            "p99": 1e3 * float(np.percentile(between, 99)),
         },
         "stages": {
             name: {key: value for key, value in row.items() if not np.isnan(value)}
@@ -108,55 +116,70 @@ def system(size: tuple[int, int], network: MASt3RConfig, frames: int) -> dict[st
     }
 
 
+def tracked(outputs: list[slam.StepOutput]) -> int:
+    """How many frames found their place."""
+    return sum(int(output.mode) == int(slam.Mode.TRACKING) for output in outputs)
+
+
+def overlapped(
+    prior: TwoViewPrior, step: Stepper, state: slam.SlamState, frames: list[Frame]
+) -> Iterator[tuple[slam.SlamState, slam.StepOutput]]:
+    """State and report after each frame, the device never waited for.
+
+    In each frame the next one is encoded before the host reads of this one, as ``slam.run`` does.
+    """
+    encoding = None
+    for n, frame in enumerate(frames):
+        coming: list[Any] = [None]
+
+        def encode(n: int = n, coming: list[Any] = coming) -> None:
+            if n + 1 < len(frames):
+                coming[0] = step.encode(prior, frames[n + 1])
+
+        with jax.profiler.StepTraceAnnotation("frame", step_num=n):
+            state, output, _ = step(prior, state, frame, encoding, encode)
+        encoding = coming[0]
+        yield state, output
+
+
 def trace(
     size: tuple[int, int], network: MASt3RConfig, out: pathlib.Path, frames: int = 10
 ) -> dict[str, Any]:
-    """A profile of some frames of a walk that is under way, the device never waited for.
+    """A profile of some frames of a walk that is under way, see ``overlapped``.
 
-    In each frame the next one is encoded before the host reads of this one, as ``slam.run`` does.
     ``OUT/trace.xplane.pb`` is for TensorBoard or XProf, ``OUT/trace.trace.json.gz`` for
-    ui.perfetto.dev; a file of more than ``LARGEST_TRACE`` bytes is left out.
+    ui.perfetto.dev; a file of more than ``LARGEST_TRACE`` bytes is left out, and with both of them
+    out ``holds`` is False.
     """
     before = 20  # by then every stage has been compiled, that of a new keyframe too
     prior, config, prepared = walk(size, network, before + frames)
-    state, step = slam.init_state(prior, config, prepared[0]), Stepper(config)
+    start, step = slam.init_state(prior, config, prepared[0]), Stepper(config)
     step.timer.waits = False
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level, options.host_tracer_level = 0, 1  # or the host's part is most
     options.enable_hlo_proto = False
     raw = out / "trace"
     shutil.rmtree(raw, ignore_errors=True)
-    encoding, modes = None, []
-
-    def steps(first: int, count: int) -> None:
-        nonlocal state, encoding
-        for n in range(first, first + count):
-            coming: list[Any] = [None]
-
-            def encode(n: int = n, coming: list[Any] = coming) -> None:
-                if n + 1 < len(prepared):
-                    coming[0] = step.encode(prior, prepared[n + 1])
-
-            with jax.profiler.StepTraceAnnotation("frame", step_num=n):
-                state, output, _ = step(prior, state, prepared[n], encoding, encode)
-            encoding = coming[0]
-            modes.append(output.mode)
+    steps, outputs = overlapped(prior, step, start, prepared), []
+    for state, _ in itertools.islice(steps, before):
         jax.block_until_ready(state)
-
-    steps(0, before)
     compiled = step.cache_sizes()
     with jax.profiler.trace(raw, profiler_options=options):
         begin = time.perf_counter()
-        steps(before, frames)
+        for state, output in steps:
+            outputs.append(output)
+            final = state
+        jax.block_until_ready(final)
         seconds = time.perf_counter() - begin
     files = kept(raw, out)
     return {
         "size": size,
         "frames": frames,
-        "tracked": sum(int(mode) == int(slam.Mode.TRACKING) for mode in modes[before:]),
+        "tracked": tracked(outputs),
         "frames_per_second": frames / seconds,
         "compiled_meanwhile": step.cache_sizes() != compiled,
         "bytes": files,
+        "holds": any(size <= LARGEST_TRACE for size in files.values()),
     }
 
 

@@ -10,6 +10,10 @@ import pytest
 
 from experiments import gpu_checks, gpu_parity, gpu_system
 from experiments.gpu_checks import GpuChecks
+from slam import init_state
+from slam.io.preparation import prepare_frames
+from slam.stepper import Stepper
+from tests.slam import rim
 
 
 class Child:
@@ -55,6 +59,10 @@ def test_a_part_that_fails_or_hangs_costs_no_other_and_is_run_again(asked, tmp_p
     asked.clear()
     assert GpuChecks(tmp_path, parts=parts[:2]).execute() == gpu_checks.LEFT_OVER
     assert asked == ["network"]
+    asked.clear()
+    later = ("network", "stages", "memory", "system")
+    assert GpuChecks(tmp_path, parts=later).execute() == 1
+    assert asked == ["system", "network", "stages"]  # what may hang again comes last
 
 
 def test_parity_that_does_not_hold_is_remembered(asked, tmp_path):
@@ -123,3 +131,32 @@ def test_a_profile_too_large_to_carry_is_left_behind(monkeypatch, tmp_path):
         "trace.xplane.pb": 11, "trace.trace.json.gz": 10
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["trace.trace.json.gz"]
+
+
+def test_the_next_frame_is_encoded_ahead_and_none_twice(monkeypatch):
+    """And what comes out is what ``slam.run`` finds."""
+    frames = [frame for _, frame in prepare_frames(rim.source(), rim.CONFIG.size)]
+    step, encoded = rim.stepper(), []
+
+    def encode(prior, frame):
+        encoded.append(int(frame.index))
+        return Stepper.encode(step, prior, frame)
+
+    monkeypatch.setattr(step, "encode", encode)
+    start, outputs, reports = init_state(rim.EXACT, rim.CONFIG, frames[0]), [], 0
+    for _, output in gpu_system.overlapped(rim.EXACT, step, start, frames):
+        reports += 1
+        assert len(encoded) == min(reports + 1, len(frames))
+        outputs.append(output)
+    assert encoded == [int(frame.index) for frame in frames]
+    assert gpu_system.tracked(outputs) == rim.result().tracked.sum() == len(frames)
+    np.testing.assert_array_equal(
+        [output.is_keyframe for output in outputs], rim.result().is_keyframe
+    )
+
+
+@pytest.mark.slow
+def test_a_map_of_the_large_network_keeps_what_is_promised_for_it():
+    command = GpuChecks(pathlib.Path("unused"), parts=("memory",))
+    (figures,) = gpu_checks.memory(command, (100,))["maps"].values()
+    assert figures["mb_a_keyframe"] < 4.73 and figures["mb_an_edge"] < 2.0
