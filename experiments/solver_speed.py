@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.timing import quartiles, take_turns
 from ops import solve_spd
 
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -85,15 +86,10 @@ def compare(active: int, capacities: list[int], repeats: int) -> None:
                 H[precision], g, capacity, implementation
             )
 
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for k in range(repeats + 1):  # the first round warms up
-        for name, (_, run) in methods.items():
-            start = time.perf_counter()
-            run()
-            if k:
-                times[name].append(1e3 * (time.perf_counter() - start))
+    calls = {name: run for name, (_, run) in methods.items()}
+    times = take_turns(calls, repeats, seconds=float("inf"))
     for name, (seconds, run) in methods.items():
-        best, median, high = np.quantile(times[name], (0, 0.5, 0.75))
+        best, (_, median, high) = min(times[name].ms), quartiles(times[name].ms)
         x = run()
         compile_time = f"{seconds:7.1f}" if seconds else "      -"
         print(
