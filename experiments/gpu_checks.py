@@ -238,7 +238,7 @@ def stages(checks: GpuChecks) -> dict[str, Any]:
     return {"size": checks.size, "stages": figures}
 
 
-def memory(checks: GpuChecks, capacities: tuple[int, ...] | None = None) -> dict[str, Any]:
+def memory(checks: GpuChecks) -> dict[str, Any]:
     """Bytes of a map by its capacity, three edges a keyframe, the network in bfloat16."""
     width, height = checks.size
     source = parse_procedural(f"procedural:room?seed=3&frames=1&size={width}x{height}")
@@ -246,7 +246,7 @@ def memory(checks: GpuChecks, capacities: tuple[int, ...] | None = None) -> dict
     half = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
     prior = MASt3RPrior(nnx.eval_shape(lambda: MASt3R(checks.network, rngs=nnx.Rngs(0), **half)))
     figures = {}
-    for count in capacities or ((4, 8) if checks.toy else (100, 300, 1000)):
+    for count in (4, 8) if checks.toy else (100, 300, 1000):
         config = slam.SlamConfig(
             size=width, keyframe_capacity=count, edge_capacity=3 * count, max_keyframes=count
         )

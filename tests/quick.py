@@ -6,7 +6,7 @@ import jax
 from jaxlib.version import __version__ as JAXLIB_VERSION
 
 _OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
-if tuple(map(int, JAXLIB_VERSION.split(".")[:2])) < (0, 12):  # where it cannot be left out
+if tuple(map(int, JAXLIB_VERSION.split(".")[:2])) < (0, 12):  # later ones have no others
     _OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 quick_jit = functools.partial(jax.jit, compiler_options=_OPTIONS)

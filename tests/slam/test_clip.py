@@ -119,8 +119,8 @@ def recorded():
 
 @functools.cache
 def loss_of_weights():
-    """Trajectory and map error and its gradient as a function of the network's weights, all choices
-    given."""
+    """The value and gradient of the trajectory and map error in the network's weights, all choices
+    given; and the weights."""
     clip, bent, state, result = recorded()
     graph, weights = nnx.split(bent.model)
     slots = result.state.keyframes.frame_index
@@ -136,7 +136,7 @@ def loss_of_weights():
         known = jnp.ones(truth.shape[:2], bool)
         return error + 0.1 * map_loss(again.state.keyframes, truth, known), again
 
-    # One program for values and gradients: compiling a second one takes longer than it would save.
+    # One program for values and gradients: to compile another one takes longer than it saves.
     return jax.jit(jax.value_and_grad(loss, has_aux=True)), weights
 
 
@@ -153,8 +153,8 @@ def test_ordered_keyframes_are_linked_and_all_is_tracked():
 def test_the_same_choices_give_the_same_clip():
     _, _, _, result = recorded()
     with jax.enable_x64(True):
-        loss, weights = loss_of_weights()
-        (_, again), _ = loss(weights)
+        value_and_gradient, weights = loss_of_weights()
+        (_, again), _ = value_and_gradient(weights)
         np.testing.assert_allclose(
             again.trajectory().wxyz_xyz_scale, result.trajectory().wxyz_xyz_scale, atol=1e-10
         )
@@ -167,16 +167,14 @@ def test_the_same_choices_give_the_same_clip():
 def test_gradient_of_a_clip_is_that_of_finite_differences():
     """Trajectory and map, in the weights of a network, along 8 random directions."""
     with jax.enable_x64(True):
-        loss, weights = loss_of_weights()
-        _, gradient = loss(weights)
+        value_and_gradient, weights = loss_of_weights()
+        _, gradient = value_and_gradient(weights)
         h, expected, found = 1e-7, [], []  # further, some pixels cross a kink of Huber's weight
         for seed in range(8):
             rng = np.random.default_rng(seed)
             direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), weights)  # noqa: B023
-            (right, _), (left, _) = (
-                loss(jax.tree.map(lambda x, d: x + s * d, weights, direction))[0]  # noqa: B023
-                for s in (h, -h)
-            )
+            moved = (jax.tree.map(lambda x, d: x + s * d, weights, direction) for s in (h, -h))  # noqa: B023
+            right, left = (value_and_gradient(at)[0][0] for at in moved)
             expected.append(float(right - left) / (2 * h))
             found.append(float(sum(map(jnp.vdot, *map(jax.tree.leaves, (gradient, direction))))))
         assert np.max(np.abs(expected)) > 1e-3
