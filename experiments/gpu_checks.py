@@ -12,15 +12,18 @@ what was begun and not ended comes after what was not begun.
 - ``kernels``: every kernel against its definition, how long both take, and the fastest blocks;
 - ``network``: ViT-Large at 512x384, encoder and decoder: seconds to compile, milliseconds to run;
   the same with cuDNN's attention, and both heads as one batch;
-- ``stages``: matching, pose, and global optimisation at 100 keyframes and 300 edges;
-- ``system``: frames per second of a procedural walk at 512x384, with the work of ViT-Large;
+- ``stages``: the benchmark (``mast3r-slam bench``) of everything but the whole, at 512x384, with
+  ViT-Large, 100 keyframes and six directed edges for each;
+- ``system``: that of the whole: frames per second of a procedural walk at 512x384 with the work of
+  ViT-Large, keyframes' work done at once, and spread over the frames after them;
 - ``memory``: bytes of maps of 100, 300 and 1,000 keyframes, and what optimising them takes more;
 - ``trace``: a profile of ten frames of that walk, for TensorBoard or ui.perfetto.dev;
 - ``train``: the small prior goes on learning, in ``OUT/small_prior``, for what time is left.
 
-It needs no more than the package's own dependencies. ``--toy`` is the same on small inputs, to try
-the command on a CPU, kernels interpreted: its figures say nothing. Exit status 1 if a part failed
-or parity did not hold, 3 if parts are left over.
+At the end stands which of the goals (``experiments.gpu_goals``) were met. It needs no more than the
+package's own dependencies. ``--toy`` is the same on small inputs, to try the command on a CPU,
+kernels interpreted: its figures say nothing. Exit status 1 if a part failed or parity did not hold,
+3 if parts are left over.
 """
 
 import dataclasses
@@ -41,10 +44,14 @@ import tyro
 from flax import nnx
 
 import slam
-from experiments import gpu_network, gpu_parity, gpu_system, kernel_parity
-from experiments.gpu_inputs import measured, pose_graph, two_views
+from experiments import gpu_goals, gpu_network, gpu_parity, gpu_trace, kernel_parity
+from experiments.bench import suite
+from experiments.bench.ceilings import measure_ceilings
+from experiments.bench.machine import describe_machine
+from experiments.bench.plan import Plan, quick_plan
+from experiments.bench.results import RESULTS
+from experiments.gpu_inputs import measured
 from mast3r_jax import MASt3R, MASt3RConfig
-from ops import Edges, RayFactorConfig, Sim3, match, optimize_graph, solve_relative_pose, solve_spd
 from slam import pipeline
 from slam.io.atomic import atomic_write
 from slam.io.preparation import prepare_frames
@@ -167,6 +174,21 @@ class GpuChecks:
         """Width and height of images."""
         return (64, 48) if self.toy else (512, 384)
 
+    def plan(self, *only: str) -> Plan:
+        """A benchmark of some stages."""
+        if self.toy:
+            return quick_plan(only)
+        return Plan(
+            network="vit_large",
+            sizes=(self.size,),
+            network_sizes=(self.size,),
+            system_size=self.size,
+            frames=120,
+            keyframes=100,
+            solver_keyframes=(64, 256, 1024),
+            only=only,
+        )
+
     @property
     def network(self) -> MASt3RConfig:
         """The network whose work is measured."""
@@ -174,68 +196,58 @@ class GpuChecks:
 
 
 def ceilings(checks: GpuChecks) -> dict[str, Any]:
-    """What the device can do at best."""
+    """What the device can do at best; TF32 is what an NVIDIA card makes of float32 by default."""
     n = 512 if checks.toy else 8192
-    figures: dict[str, Any] = {
-        "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-        "backend": jax.default_backend(),
-        "driver": _driver(),
+    a = jax.random.normal(jax.random.key(0), (n, n), jnp.float32)
+    ms = measured(jnp.matmul, a, a)["queued_ms"]
+    best = measure_ceilings(quick=checks.toy)
+    return {
+        "machine": describe_machine(),
+        "copy_gb_per_s": best.copy_gb_per_s,
+        "product_gflop_per_s": {**best.gflop_per_s, "float32 as it comes": 2 * n**3 / ms / 1e6},
     }
-    kinds = (("bfloat16", "default"), ("float32", "highest"), ("float32", "default"))
-    for dtype, precision in kinds:  # by default an NVIDIA card rounds float32 to TF32
-        a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-        ms = measured(functools.partial(jnp.matmul, precision=precision), a, a)["queued_ms"]
-        figures[f"matmul_{dtype}_{precision}_tflops"] = 2 * n**3 / ms / 1e9
-    a = jnp.ones((n, n), jnp.float32)
-    ms = measured(lambda a: a + 1, a)["queued_ms"]
-    figures["copy_gb_per_s"] = 2 * a.nbytes / ms / 1e6
-    return figures
-
-
-def _driver() -> str | None:
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip()
 
 
 def network(checks: GpuChecks) -> dict[str, Any]:
-    """The network's speed, see ``gpu_network``."""
-    return gpu_network.network(checks.size, checks.network)
+    """The network's speed, see ``gpu_network``; what has been measured is written at once."""
+    write = functools.partial(checks.write, "network.partial")
+    return gpu_network.network(checks.size, checks.network, write)
+
+
+TOGETHER = (
+    ("projection", "refinement", "match"),
+    ("pose-rays", "pose-pixels", "fusion"),
+    ("edges-rays", "edges-pixels", "optimize"),
+    ("encoder", "decoder"),
+    ("encoder-block", "decoder-block"),
+    ("solver",),
+)
+"""Stages that share their inputs, the more important ones first."""
 
 
 def stages(checks: GpuChecks) -> dict[str, Any]:
-    """What follows the network, one by one."""
-    views, links = (6, 18) if checks.toy else (100, 300)
-    two, graph = two_views(checks.size), pose_graph(checks.size, views, links)
-    maps = [two[k] for k in ("points_1", "points_2", "descriptors_1", "descriptors_2")]
-    points = two["points_1"].reshape(-1, 3)
-    moved = Sim3.exp(jnp.asarray([0.1, -0.05, 0.02, 0.03, 0.02, -0.04, 0.05])).apply(points)
-    q, valid = jnp.full(len(points), 2.0), jnp.ones(len(points), bool)
-    ten = RayFactorConfig(max_iterations=10, rel_error=0.0, delta_norm=0.0)
+    """The benchmark of everything but the whole system."""
+    return _benchmarks(checks, {names[0]: checks.plan(*names) for names in TOGETHER})
 
-    def pose(f: jax.Array, k: jax.Array, q: jax.Array, valid: jax.Array) -> Any:
-        return solve_relative_pose(f, k, q, valid, Sim3.identity(), RayFactorConfig())
 
-    def optimize(start: Sim3, points: jax.Array, confidence: jax.Array, edges: Edges) -> Any:
-        return optimize_graph(start, points, confidence, edges, ten)
+def system(checks: GpuChecks) -> dict[str, Any]:
+    """The benchmark of the whole system."""
+    plan = checks.plan("system")
+    return _benchmarks(
+        checks, {"system": plan, "system, spread": dataclasses.replace(plan, spread=True)}
+    )
 
-    arguments = graph["start"], graph["points"], graph["confidence"], graph["edges"]
-    figures = {
-        "match": measured(match, *maps),
-        "pose": measured(pose, points, moved, q, valid)
-        | {"iterations": int(jax.jit(pose)(points, moved, q, valid).iterations)},
-        f"optimize, {views} keyframes, {links} edges, 10 iterations": measured(
-            optimize, *arguments, repeats=5
-        ),
-    }
-    for count in (16,) if checks.toy else (64, 256, 1024):
-        H = jnp.eye(7 * count) * 2 + 1e-3
-        figures[f"Cholesky, {count} keyframes"] = measured(
-            lambda H, n=count: solve_spd(H, H[0], size=jnp.asarray(7 * n, jnp.int32))[0],
-            H, repeats=5,
-        )  # fmt: skip
-    return {"size": checks.size, "stages": figures}
+
+def _benchmarks(checks: GpuChecks, plans: dict[str, Plan]) -> dict[str, Any]:
+    """Runs of the benchmark, each in a folder of its own; one that is complete is not run again."""
+    best, figures = None, {}
+    for name, plan in plans.items():
+        path = checks.out / "bench" / name / RESULTS
+        if not (path.exists() and json.loads(path.read_text())["complete"]):
+            best = best or measure_ceilings(quick=checks.toy)
+            suite.run(plan, path.parent, lambda line: print(line, flush=True), best)
+        figures |= gpu_goals.figures(json.loads(path.read_text()))
+    return figures
 
 
 def memory(checks: GpuChecks) -> dict[str, Any]:
@@ -260,8 +272,8 @@ def memory(checks: GpuChecks) -> dict[str, Any]:
         optimize = jax.jit(functools.partial(pipeline.optimize, config)).lower(state).compile()
         needs = optimize.memory_analysis()
         figures[str(count)] = {
-            "gib": sum(bytes_of.values()) / 2**30,
-            "gib_to_optimize": None if needs is None else needs.temp_size_in_bytes / 2**30,
+            "gb": sum(bytes_of.values()) / 1e9,
+            **({} if needs is None else {"gb_to_optimize": needs.temp_size_in_bytes / 1e9}),
             "mb_a_keyframe": bytes_of["keyframes"] / count / 1e6,
             "mb_an_edge": bytes_of["graph"] / (3 * count) / 1e6,
         }
@@ -285,14 +297,11 @@ def kernels(checks: GpuChecks) -> dict[str, Any]:
     return kernel_parity.kernels(checks.size, checks.toy, dict(done), write)
 
 
-def system(checks: GpuChecks) -> dict[str, Any]:
-    """Frames per second of the whole, see ``gpu_system``."""
-    return gpu_system.system(checks.size, checks.network, 20 if checks.toy else 120)
-
-
 def trace(checks: GpuChecks) -> dict[str, Any]:
-    """A profile, see ``gpu_system``."""
-    return gpu_system.trace(checks.size, checks.network, checks.out)
+    """A profile, see ``gpu_trace``."""
+    frames = gpu_trace.BEFORE + (4 if checks.toy else 10)
+    plan = dataclasses.replace(checks.plan("system"), frames=frames)
+    return gpu_trace.trace(plan, checks.out)
 
 
 _PARTS: dict[str, Callable[[GpuChecks], dict[str, Any]]] = {
@@ -302,14 +311,17 @@ _PARTS: dict[str, Callable[[GpuChecks], dict[str, Any]]] = {
 
 
 def table(out: pathlib.Path) -> str:
-    """All that has been measured, in a column."""
-    lines = []
+    """All that has been measured, in a column, and the goals."""
+    lines, measured = [], {}
     for part in PARTS:
-        path = out / f"{part}.json"
-        if path.exists():
-            lines.append(f"{part}:")
-            lines += [f"  {name}: {value}" for name, value in _flat(json.loads(path.read_text()))]
-    return "\n".join(lines)
+        for name in (part, f"{part}.partial"):
+            path = out / f"{name}.json"
+            if path.exists():
+                measured[part] = json.loads(path.read_text())
+                lines.append(f"{part}:" if name == part else f"{part}, as far as it came:")
+                lines += [f"  {name}: {value}" for name, value in _flat(measured[part])]
+                break
+    return "\n".join([*lines, "goals:", *(f"  {line}" for line in gpu_goals.verdicts(measured))])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

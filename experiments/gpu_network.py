@@ -1,5 +1,6 @@
 """How fast the network is on a device, in the forms there are to choose from."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -17,10 +18,13 @@ from ops.kernels import card
 Figures = dict[str, Any]
 
 
-def network(size: tuple[int, int], config: MASt3RConfig) -> Figures:
+def network(
+    size: tuple[int, int], config: MASt3RConfig, write: Callable[[Figures], None]
+) -> Figures:
     """Encoder of one image and decoder of one pair in bfloat16 and float32, and what may be faster.
 
-    That is cuDNN's attention, and both heads as one batch of two. ``cudnn`` says what to write into
+    ``write`` is given all figures so far whenever there are more. What may be faster is cuDNN's
+    attention, and both heads as one batch of two. ``cudnn`` says what to write into
     ``mast3r_jax.attention`` for this card, ``holds`` whether its tokens and descriptors are those
     of the plain one.
     """
@@ -29,6 +33,7 @@ def network(size: tuple[int, int], config: MASt3RConfig) -> Figures:
     model = MASt3R(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     plain, plain_tokens, plain_views = _encode_and_decode(model, images, frozenset())
     figures: Figures = {"size": size, "bfloat16": plain, "holds": True}
+    write(figures)
     if (here := card()) is not None:
         try:
             fused, tokens, views = _encode_and_decode(model, images, frozenset({here}))
@@ -49,7 +54,9 @@ def network(size: tuple[int, int], config: MASt3RConfig) -> Figures:
             }
             # bfloat16 itself costs 0.8 % in tokens, 1.0 in descriptors (``vitl_parity``)
             figures["holds"] = apart < 0.02 and described < 0.03
+        write(figures)
     figures["heads"] = _heads(model, plain_tokens, (height, width))
+    write(figures)
     del model
     model = MASt3R(config, rngs=nnx.Rngs(0))
     figures["float32"], *_ = _encode_and_decode(model, images, frozenset())

@@ -145,7 +145,8 @@ def run(
             slot = max(int(collected.outputs[-1].num_keyframes) - 1, 0) if number else 0
             overlaps = not timer.waits and (number + 1) % time_every != 0
             meanwhile = upcoming.prepare if overlaps else _nothing
-            state, output, dense = stepper(prior, state, frame, item.encoding, meanwhile)
+            with jax.profiler.StepTraceAnnotation("frame", step_num=number):
+                state, output, dense = stepper(prior, state, frame, item.encoding, meanwhile)
             reports.add(raw, item.host, output)
             # The one before is ready, this one may not be; but a map that may be full is looked at.
             reports.read(left=0 if timer.waits or stepper.linking else 1)

@@ -16,17 +16,25 @@ from experiments.bench.system import measure_system
 from experiments.bench.timing import take_turns
 
 
-def run(plan: Plan, folder: pathlib.Path, report: Callable[[str], None]) -> Results:
+def run(
+    plan: Plan,
+    folder: pathlib.Path,
+    report: Callable[[str], None],
+    ceilings: Ceilings | None = None,
+) -> Results:
     """Measure.
 
     Args:
         plan: what.
         folder: where ``bench.json`` is written, anew after every stage.
         report: told a line about whatever was measured or is begun.
+        ceilings: of this machine, if they are known already.
     """
-    report("ceilings of this machine")
-    results = Results(plan, describe_machine(), measure_ceilings(quick=plan.quick))
-    report(f"  {described(results.ceilings)}")
+    if ceilings is None:
+        report("ceilings of this machine")
+        ceilings = measure_ceilings(quick=plan.quick)
+        report(f"  {described(ceilings)}")
+    results = Results(plan, describe_machine(), ceilings)
     results.write(folder)
     for stage in stages(plan):
         results.stages.append(measured(stage, plan, results.ceilings))

@@ -17,10 +17,8 @@ from flax import nnx
 import slam
 from experiments.bench.plan import Plan, written
 from experiments.bench.timing import Samples
-from experiments.gpu_system import WorkingPrior
+from experiments.bench.working_prior import WorkingPrior
 from mast3r_jax import MASt3R
-from mast3r_jax.retrieval import RetrievalModel
-from ops.records import record
 from slam.config import GraphConfig, SlamConfig
 from slam.io.frames import Source, SourceError, SourceFrame
 from slam.io.procedural import parse_procedural
@@ -46,11 +44,10 @@ class SystemTimes:
 
     on: str
     """Network and size."""
-    frames_per_second: float
-    """Keyframes among them. On a GPU, of a walk of its own in which nobody waits for a frame's
-    result before the next is begun; elsewhere, of the same walk as all else here."""
     latency: Samples
-    """Of every frame but the first, and but those at which something was compiled."""
+    """From the end of one frame to that of the next: of every frame but the first, keyframes among
+    them, and but those at which something was compiled. On a CPU of the same walk as all else here;
+    elsewhere of one of its own, in which nobody waits for a frame before the next is begun."""
     frames: int
     compiled_frames: int
     """Frames at which something was compiled in the pass that was timed, left out."""
@@ -60,6 +57,11 @@ class SystemTimes:
     keyframes: int
     stages: dict[str, dict[str, float]]
     """By stage of ``slam.stepper``, its summary."""
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of all frames that were timed."""
+        return 1e3 * len(self.latency.ms) / sum(self.latency.ms)
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
@@ -103,10 +105,16 @@ def measure_system(plan: Plan) -> SystemTimes:
 
     Images are rendered before, so that nobody but the system works meanwhile.
     """
+    name = f"{plan.network} {written(plan.system_size)}{', spread' * plan.spread}"
+    return time_walk(*walk(plan), name)
+
+
+def walk(plan: Plan) -> tuple[Source, WorkingPrior, SlamConfig]:
+    """A room walked through, the prior that works as hard as a network, and the configuration."""
     width, height = plan.system_size
     dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
     model = MASt3R(plan.network_config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
-    prior = LoopClosingPrior(RenderedGeometryPrior(), MASt3RPrior(model))
+    prior = WorkingPrior(RenderedGeometryPrior(), MASt3RPrior(model))
     source = _Rendered(f"procedural:room?seed=3&frames={plan.frames}&size={width}x{height}")
     config = SlamConfig(
         size=width,
@@ -114,8 +122,7 @@ def measure_system(plan: Plan) -> SystemTimes:
         edge_capacity=128,
         graph=GraphConfig(spread=plan.spread),
     )
-    name = f"{plan.network} {written(plan.system_size)}{', spread' * plan.spread}"
-    return time_walk(source, prior, config, name)
+    return source, prior, config
 
 
 def time_walk(source: Source, prior: TwoViewPrior, config: SlamConfig, on: str) -> SystemTimes:
@@ -126,21 +133,21 @@ def time_walk(source: Source, prior: TwoViewPrior, config: SlamConfig, on: str) 
     first_pass = time.perf_counter() - begin
     clock = _Clock(stepper)
     result = slam.run(source, prior, stepper=stepper, on_progress=clock, time_every=1)
+    stages = result.timing["stages"]
+    if jax.default_backend() != "cpu":
+        clock = _Clock(stepper)
+        result = slam.run(source, prior, stepper=stepper, on_progress=clock)
     if not clock.ms:
         raise SourceError(f"{source.name}: no frame was timed, each compiled something")
-    rate = 1e3 * len(clock.ms) / sum(clock.ms)
-    if jax.default_backend() != "cpu":
-        rate = slam.run(source, prior, stepper=stepper).timing["fps_after_first_frame"]
     return SystemTimes(
         on=on,
-        frames_per_second=rate,
         latency=Samples(tuple(clock.ms)),
         frames=len(result.timestamps),
         compiled_frames=clock.compiled,
         first_pass_s=first_pass,
         tracked=int(np.sum(result.tracked)),
         keyframes=int(result.num_keyframes),
-        stages=result.timing["stages"],
+        stages=stages,
     )
 
 
@@ -175,13 +182,3 @@ class _Rendered:
 
     def __iter__(self):
         return iter(self.images)
-
-
-@record
-class LoopClosingPrior(WorkingPrior):
-    """One that also looks up earlier views, by the geometry's features."""
-
-    @property
-    def retrieval(self) -> RetrievalModel:
-        """The geometry's."""
-        return self.geometry.retrieval

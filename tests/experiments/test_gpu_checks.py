@@ -1,18 +1,21 @@
 """The command for a borrowed GPU: what it runs, what it leaves, and how it goes on."""
 
+import dataclasses
+import gzip
 import json
 import pathlib
 import subprocess
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gpu_checks, gpu_parity, gpu_system
+from experiments import gpu_checks, gpu_goals, gpu_parity, gpu_trace
+from experiments.bench.plan import STAGES, quick_plan
 from experiments.gpu_checks import GpuChecks
-from slam import init_state
-from slam.io.preparation import prepare_frames
-from slam.stepper import Stepper
+from tests.experiments.bench.small import results
 from tests.slam import rim
 
 
@@ -93,7 +96,7 @@ def test_a_part_by_itself_leaves_its_figures(tmp_path):
     command = GpuChecks(tmp_path, parts=("ceilings",), toy=True, alone=True)
     assert command.execute() == 0
     figures = json.loads((tmp_path / "ceilings.json").read_text())
-    assert figures["copy_gb_per_s"] > 0 and figures["versions"]["jax"]
+    assert figures["copy_gb_per_s"] > 0 and figures["machine"]["versions"]["jax"]
     assert "copy_gb_per_s" in gpu_checks.table(tmp_path)
 
 
@@ -121,37 +124,89 @@ def test_kernels_that_were_written_are_not_run_again(monkeypatch, tmp_path):
     assert "# edges, pixels" in gpu_checks.table(tmp_path)
 
 
+def test_the_benchmark_is_kept_run_by_run(monkeypatch, tmp_path):
+    """Cut off in its third run, the part goes on with that, and the goals are told."""
+    begun = []
+
+    def run(plan, folder, report, ceilings):
+        begun.append(plan.only)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = dataclasses.replace(results(), complete=len(begun) != 3)
+        found.write(folder)
+        if not found.complete:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_checks.suite, "run", run)
+    command = GpuChecks(tmp_path, parts=("stages",), toy=True, alone=True)
+    with pytest.raises(KeyboardInterrupt):
+        command.execute()
+    assert command.execute() == 0
+    assert begun[2] == begun[3] and begun[:2] + begun[3:] == list(gpu_checks.TOGETHER)
+    assert {name for names in gpu_checks.TOGETHER for name in names} == set(STAGES) - {"system"}
+    table = gpu_checks.table(tmp_path)
+    assert "optimize 512x384, 32 kf, median_ms: 2" in table and "C++ OpenMP: 1" in table
+    assert "100 keyframes optimised in 10 iterations: at most 30 ms: 2, met" in table
+    assert "matching: at most 0.5 ms: not measured" in table
+
+
+def test_goals_that_were_not_met():
+    maps = {"1000": {"gb": 20.0, "gb_to_optimize": 5.0, "mb_a_keyframe": 4.6, "mb_an_edge": 1.2}}
+    parts = {"system": gpu_goals.figures(results().to_json()), "memory": {"maps": maps}}
+    lines = {line.split(": ")[0]: line for line in gpu_goals.verdicts(parts)}
+    assert len(lines) == len(gpu_goals.GOALS)
+    assert lines["a tracking frame"].endswith("7, met")
+    assert lines["a tracking frame, the moonshot"].endswith("at most 5 ms: 7, NOT met")
+    assert lines["1,000 keyframes, optimised"].endswith("25, NOT met")
+    assert lines["memory of a keyframe"].endswith("4.6, met")
+    assert lines["matching"].endswith("not measured")
+
+
+def test_parity_says_which_program_differs(monkeypatch):
+    """The right one is compared with itself; the other draws a number whenever it is traced."""
+    drawn = iter(range(10))
+    cases = {
+        "right": (lambda x: 2 * x, (jnp.ones(3),), 1e-6),
+        "wrong": (lambda x: x + next(drawn), (jnp.ones(3),), 1e-6),
+    }
+    made = gpu_parity._cases((64, 48))
+    assert {"match", "graph", "network"} <= set(made)
+    for function, arguments, tolerance in made.values():
+        assert jax.tree.leaves(jax.eval_shape(function, *arguments)) and 0 < tolerance < 0.05
+    monkeypatch.setattr(gpu_parity, "_cases", lambda size: cases)
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda function: jit(lambda x: function(x)))  # traced anew
+    figures = gpu_parity.parity((64, 48))
+    holds = {name: case["holds"] for name, case in figures["cases"].items()}
+    assert holds == {"right": True, "wrong": False} and not figures["holds"]
+
+
+def test_the_profile_is_of_the_frames_after_the_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_trace, "BEFORE", 6)
+    monkeypatch.setattr(gpu_trace, "Stepper", lambda config: rim.stepper())
+    monkeypatch.setattr(gpu_trace, "walk", lambda plan: (rim.source(), rim.EXACT, rim.CONFIG))
+    figures = gpu_trace.trace(quick_plan(), tmp_path)
+    expected = rim.result()
+    assert figures["frames"] == figures["tracked"] == len(expected.timestamps) - 6
+    assert figures["keyframes"] == expected.is_keyframe[6:].sum() > 0
+    assert figures["holds"] and figures["frames_per_second"] > 0
+    assert not figures["compiled_meanwhile"]
+    text = gzip.decompress((tmp_path / "trace.trace.json.gz").read_bytes()).decode()
+    steps = {
+        e["args"]["step_num"] for e in json.loads(text)["traceEvents"] if e.get("name") == "frame"
+    }
+    assert set(map(int, steps)) >= set(range(7, 13))
+
+
 def test_a_profile_too_large_to_carry_is_left_behind(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_system, "LARGEST_TRACE", 10)
+    monkeypatch.setattr(gpu_trace, "LARGEST_TRACE", 10)
     folder = tmp_path / "trace" / "plugins" / "profile" / "2026_01_01"
     folder.mkdir(parents=True)
     (folder / "host.xplane.pb").write_bytes(bytes(11))
     (folder / "host.trace.json.gz").write_bytes(bytes(10))
-    assert gpu_system.kept(tmp_path / "trace", tmp_path) == {
+    assert gpu_trace.kept(tmp_path / "trace", tmp_path) == {
         "trace.xplane.pb": 11, "trace.trace.json.gz": 10
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["trace.trace.json.gz"]
-
-
-def test_the_next_frame_is_encoded_ahead_and_none_twice(monkeypatch):
-    """And what comes out is what ``slam.run`` finds."""
-    frames = [frame for _, frame in prepare_frames(rim.source(), rim.CONFIG.size)]
-    step, encoded = rim.stepper(), []
-
-    def encode(prior, frame):
-        encoded.append(int(frame.index))
-        return Stepper.encode(step, prior, frame)
-
-    monkeypatch.setattr(step, "encode", encode)
-    start, outputs = init_state(rim.EXACT, rim.CONFIG, frames[0]), []
-    for _, output in gpu_system.overlapped(rim.EXACT, step, start, frames):
-        outputs.append(output)
-        assert len(encoded) == min(len(outputs) + 1, len(frames))
-    assert encoded == [int(frame.index) for frame in frames]
-    assert gpu_system.tracked(outputs) == rim.result().tracked.sum() == len(frames)
-    np.testing.assert_array_equal(
-        [output.is_keyframe for output in outputs], rim.result().is_keyframe
-    )
 
 
 @pytest.mark.slow
@@ -164,4 +219,4 @@ def test_maps_are_counted_with_the_tokens_that_a_gpu_keeps(tmp_path):
     expected = (pixels * 4 * 4 + patches * 2 * command.network.enc_dim) / 1e6
     for row in figures.values():
         assert expected <= row["mb_a_keyframe"] < expected + 1e-4
-        assert row["gib_to_optimize"] > 0
+        assert row["gb_to_optimize"] > 0

@@ -51,7 +51,9 @@ def config():
 
 @pytest.mark.slow
 def test_both_attentions_are_measured_on_a_card(a_card, traced, config):
-    figures = network(SIZE, config)
+    written = []
+    figures = network(SIZE, config, lambda figures: written.append(set(figures)))
+    assert [len(names) for names in written] == [3, 4, 5]
     assert traced == ["cudnn"] * 3  # the encoder's, a decoder's own, and across decoders
     assert set(figures) == {"size", "bfloat16", "cudnn", "heads", "float32", "holds"}
     assert figures["holds"] is True and figures["cudnn"]["tokens_differ"] == 0
@@ -62,7 +64,7 @@ def test_both_attentions_are_measured_on_a_card(a_card, traced, config):
 
 
 def test_a_library_that_refuses_costs_no_other_figure(a_card, config):  # compiled above
-    figures = network(SIZE, config)
+    figures = network(SIZE, config, lambda figures: None)
     assert "cuDNN is not detected" in figures["cudnn"]["failed"] and figures["holds"] is False
     assert figures["float32"]["decode"]["median_ms"] > 0
 

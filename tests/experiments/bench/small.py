@@ -41,7 +41,7 @@ def results(ours: float = 2.0, error: float = 0.0) -> Results:
     }
     stages["verify"] = {**stages["encode"], "median_s": float("nan")}
     system = SystemTimes(
-        on="small 256x192", frames_per_second=150.0, latency=samples(6.0, 7.0, 30.0), frames=5,
+        on="small 256x192", latency=samples(6.0, 7.0, 30.0), frames=5,
         compiled_frames=1, first_pass_s=20.0, tracked=5, keyframes=2, stages=stages,
     )  # fmt: skip
     return Results(quick_plan(), MACHINE, CEILINGS, [stage_result(ours, error)], system, True)

@@ -114,7 +114,7 @@ def test_tables_fit_the_terminal_and_tell_all():
         assert "\N{HORIZONTAL ELLIPSIS}" not in text
     text = " ".join(as_text(results(error=1.0)).split())
     for part in (
-        "optimize 512x384, 32 kf", "k-d tree, points *", "a processor, 2 cores", "150 frames per",
+        "optimize 512x384, 32 kf", "k-d tree, points *", "a processor, 2 cores", "69.8 frames per",
         "not measured: PyTorch: PyTorch is not installed",
         "brute force, desc.: 75 % of its matches are wrong",
         "C++ OpenMP disagrees: difference 1, at most 0.0001 allowed", "encoder", "rest",

@@ -13,8 +13,9 @@ from experiments.bench.machine import describe_machine
 from experiments.bench.peers import cpp, matchers, torch_blocks
 from experiments.bench.plan import STAGES, quick_plan
 from experiments.bench.stage import OURS, Work
-from experiments.bench.system import LoopClosingPrior, time_walk
+from experiments.bench.system import time_walk
 from experiments.bench.work import encoder_block
+from experiments.bench.working_prior import WorkingPrior
 from mast3r_jax import MASt3RConfig
 from mast3r_jax.layers import Numerics
 from mast3r_jax.transformer import EncoderBlock
@@ -146,7 +147,7 @@ def test_the_working_prior_says_what_the_geometry_says():
         decode = staticmethod(lambda a, b: ({"any": a}, {"any": jnp.nan * b}))
 
     geometry = RenderedGeometryPrior()
-    prior = LoopClosingPrior(geometry, Network())
+    prior = WorkingPrior(geometry, Network())
     assert prior.retrieval is geometry.retrieval
     frame = inputs.room_frames((64, 48), 1)[0]
     one = jax.tree.map(lambda x: x[None], prior.encode(frame))
