@@ -12,7 +12,7 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,11 +55,17 @@ INTERPRETED: dict[Kernel, Block] = {
 """Large ones: interpreting a program costs a copy of everything it may read."""
 
 
+TOGETHER = (1, 4, 16, 32)
+"""Edges linearised together by the definition, besides what it takes by itself."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One kernel on one kind of input."""
 
     kernel: Kernel
+    kind: str
+    """Of inputs, as the table in ``ops.kernels`` has it."""
     name: str
     definition: Callable[..., Any]
     pallas: Callable[..., Any]
@@ -67,6 +73,8 @@ class Case:
     arguments: tuple[Any, ...]
     compare: Callable[[Any, Any], Figures]
     """Figures of what the kernel found and what was expected, ``holds`` among them."""
+    forms: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    """Other forms of the definition, to be timed beside it."""
 
 
 def cases(size: tuple[int, int], views: int = 20, edges: int = 60) -> Iterator[Case]:
@@ -82,6 +90,7 @@ def cases(size: tuple[int, int], views: int = 20, edges: int = 60) -> Iterator[C
     start = jnp.asarray(index, jnp.int32)
     yield Case(
         "project",
+        "float32",
         "projection",
         functools.partial(matching_definition.project, config=config),
         functools.partial(matching_kernels.project, config=config),
@@ -92,6 +101,7 @@ def cases(size: tuple[int, int], views: int = 20, edges: int = 60) -> Iterator[C
         descriptors = [two[name].astype(dtype) for name in ("descriptors_1", "descriptors_2")]
         yield Case(
             "refine_matches",
+            dtype,
             f"refinement, {dtype}",
             functools.partial(matching_definition.refine_matches, config=config),
             functools.partial(matching_kernels.refine_matches, config=config),
@@ -113,13 +123,17 @@ def cases(size: tuple[int, int], views: int = 20, edges: int = 60) -> Iterator[C
         camera = {"K": K, "image_shape": (height, width)} if calibrated else {
             "K": None, "image_shape": None}  # fmt: skip
         options = {"config": factor, "min_confidence": 0.0, **camera}
+        kind = "pixels" if calibrated else "rays"
+        define = functools.partial(edge_definition.linearize_edges, **options)
         yield Case(
             "linearize_edges",
-            f"edges, {'pixels' if calibrated else 'rays'}",
-            functools.partial(edge_definition.linearize_edges, **options),
+            kind,
+            f"edges, {kind}",
+            define,
             functools.partial(edge_kernels.linearize_edges, **options),
             (graph["start"], points, graph["confidence"], links),
             compare_edges,
+            {f"EDGES_TOGETHER = {n}": functools.partial(define, together=n) for n in TOGETHER},
         )
 
 
@@ -199,6 +213,7 @@ def check_and_time(case: Case, blocks: Sequence[Block], *, interpret: bool) -> F
         return jax.device_get(call(*case.arguments)), statistics.median(times)
 
     expected, xla_ms = run(case.definition)
+    forms = {name: run(form)[1] for name, form in case.forms.items()}
     figures, best, best_ms = {}, None, math.inf
     for block in blocks:
         try:
@@ -211,7 +226,9 @@ def check_and_time(case: Case, blocks: Sequence[Block], *, interpret: bool) -> F
             best, best_ms = block, ms
     return {
         "xla_ms": xla_ms,
+        "xla_forms_ms": forms,
         "kernel_ms": best_ms,
+        "best": None if best is None else dataclasses.asdict(best),
         "blocks": figures,
         "entry": _entry(case, best, best_ms, xla_ms),
         "holds": all(figure["holds"] for figure in figures.values()),
@@ -223,16 +240,16 @@ def _entry(case: Case, block: Block | None, kernel_ms: float, xla_ms: float) -> 
     if block is None or not kernel_ms < xla_ms:
         return f"# {case.name}: XLA is faster, {xla_ms:.3f} ms"
     return (
-        f'Measurement("{case.kernel}", "{card()}", "{datetime.date.today()}", {written(block)}, '
-        f"kernel_ms={kernel_ms:.3f}, xla_ms={xla_ms:.3f}),  # {case.name}"
+        f'Measurement("{case.kernel}", "{case.kind}", "{card()}", "{datetime.date.today()}", '
+        f"{written(block)}, kernel_ms={kernel_ms:.3f}, xla_ms={xla_ms:.3f}),"
     )
 
 
 def written(block: Block) -> str:
     """A block as code, without what has its default."""
-    default = Block(0, 0)
+    default = {field.name: field.default for field in dataclasses.fields(Block)}
     values = dataclasses.asdict(block).items()
-    return f"Block({', '.join(f'{k}={v}' for k, v in values if v != getattr(default, k))})"
+    return f"Block({', '.join(f'{k}={v}' for k, v in values if v != default[k])})"
 
 
 def kernels(
@@ -240,18 +257,18 @@ def kernels(
 ) -> Figures:
     """Every case that is not ``done``, each written as it ends; all blocks of a kernel's first.
 
-    The other cases are tried with the default block only.
+    The other cases are tried with the default block and the one that was best in the first.
     """
     interpret = card() is None
-    figures, seen = dict(done), set()
+    figures, best = dict(done), {}
     for case in cases(size, *((3, 4) if toy else (20, 60))):
-        blocks = (DEFAULT_BLOCKS[case.kernel],)
-        if case.kernel not in seen:
-            blocks = tuple(dict.fromkeys((*blocks, *BLOCKS[case.kernel][: 2 if toy else None])))
-        seen.add(case.kernel)
+        tried = best.get(case.kernel, BLOCKS[case.kernel][: 2 if toy else None])
         if case.name not in figures:
+            blocks = tuple(dict.fromkeys((DEFAULT_BLOCKS[case.kernel], *tried)))
             figures[case.name] = check_and_time(case, blocks, interpret=interpret)
             write(case.name, figures[case.name])
+        won = figures[case.name]["best"]
+        best.setdefault(case.kernel, () if won is None else (Block(**won),))
     return {
         "size": size,
         "cases": figures,

@@ -8,6 +8,7 @@ tests; ``experiments.gpu_checks`` measures both and prints entries for ``MEASURE
 """
 
 import dataclasses
+import datetime
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -36,6 +37,10 @@ class Block:
     num_stages: int = 1
     """Depth of software pipelining: gathers gain nothing from it."""
 
+    def __post_init__(self) -> None:
+        if self.pixels < 1 or self.pixels & (self.pixels - 1) or self.rounds < 1:
+            raise ValueError(f"{self}: pixels must be a power of two, and rounds at least 1")
+
     @property
     def compiler_params(self) -> triton.CompilerParams:
         """What picks the Triton backend, whatever the default of the version of JAX."""
@@ -47,6 +52,8 @@ class Measurement:
     """A kernel that beat XLA on some card, at 512x384 pixels."""
 
     kernel: Kernel
+    kind: str
+    """Of inputs: the type of positions or descriptors, or a factor's residuals, rays or pixels."""
     card: str
     """The device's kind as JAX gives it; others of the same family have to be measured."""
     date: str
@@ -57,6 +64,11 @@ class Measurement:
     """Median of a call with that block."""
     xla_ms: float
     """Median of a call of the definition, compiled by XLA, in the same process."""
+
+    def __post_init__(self) -> None:
+        datetime.date.fromisoformat(self.date)
+        if not self.kernel_ms < self.xla_ms:
+            raise ValueError(f"{self}: XLA is faster, so this does not belong into the table")
 
 
 MEASURED: tuple[Measurement, ...] = ()
@@ -77,10 +89,10 @@ def card() -> str | None:
     return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
 
 
-def measurement(kernel: Kernel) -> Measurement | None:
-    """That of a kernel on this card, if there is one."""
-    here = card()
-    return next((m for m in MEASURED if m.kernel == kernel and m.card == here), None)
+def measurement(kernel: Kernel, kind: str) -> Measurement | None:
+    """That of a kernel on this card and this kind of inputs, if there is one."""
+    key = kernel, kind, card()
+    return next((m for m in MEASURED if (m.kernel, m.kind, m.card) == key), None)
 
 
 def checked(implementation: str | None) -> str | None:
@@ -105,15 +117,16 @@ def run(
     xla: Callable[..., T],
     pallas: Callable[..., T],
     *arrays: Any,
+    kind: str,
     obstacle: str | None = None,
 ) -> T:
     """``xla(*arrays)`` or ``pallas(*arrays, block=...)``; see the module for which.
 
-    ``obstacle`` says why the kernel cannot take these arrays, if so. Raises ``ValueError`` for an
-    unknown implementation, and ``NotImplementedError`` for a kernel asked for by name that cannot
-    run.
+    ``kind`` is that of the inputs, see ``Measurement``. ``obstacle`` says why the kernel cannot
+    take these arrays, if so. Raises ``ValueError`` for an unknown implementation, and
+    ``NotImplementedError`` for a kernel asked for by name that cannot run.
     """
-    found = measurement(kernel)
+    found = measurement(kernel, kind)
     if checked(implementation) == "pallas":
         if card() is None:
             obstacle = f"the kernel needs a CUDA GPU, and JAX runs on {jax.default_backend()}"

@@ -89,5 +89,6 @@ def linearize_edges(
         edges,
         K,
         noise,
+        kind="rays" if K is None else "pixels",
         obstacle=kernels.only("points", points.dtype, jnp.float32),
     )

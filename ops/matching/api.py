@@ -90,6 +90,7 @@ def iterative_projection(
         kernels.checked(implementation),
         functools.partial(xla.project, config=config),
         functools.partial(pallas.project, config=config),
+        kind=points_11.dtype.name,
         obstacle=kernels.only("points", points_11.dtype, jnp.float32),
     )
     return projection(project, points_11, points_21, init)
@@ -118,6 +119,7 @@ def refine_matches(
         descriptors_1,
         descriptors_2,
         index,
+        kind=descriptors_1.dtype.name,
         obstacle=kernels.only(
             "descriptors", descriptors_1.dtype, jnp.float32, jnp.float16, jnp.bfloat16
         ),

@@ -23,6 +23,7 @@ def test_a_kernel_and_one_that_is_wrong():
     case = all_cases()["projection"]
     right = check_and_time(case, [BLOCK], interpret=True)
     assert right["holds"] and right["xla_ms"] > 0 and right["kernel_ms"] < np.inf
+    assert Block(**right["best"]) == BLOCK
 
     def beside(*arguments, **options):
         uv, converged = case.pallas(*arguments, **options)
@@ -36,9 +37,10 @@ def test_an_entry_of_the_table_can_be_pasted(monkeypatch):
     monkeypatch.setattr(kernel_parity, "card", lambda: "a card")
     case, block = all_cases()["edges, rays"], Block(64, 2, rounds=128)
     entry = kernel_parity._entry(case, block, 0.5, 1.0)
-    measurement = eval(entry.split("#")[0].strip().rstrip(","))
+    (measurement,) = eval(f"({entry})")
     assert isinstance(measurement, Measurement) and measurement.block == block
-    assert measurement.kernel == "linearize_edges" and measurement.kernel_ms < measurement.xla_ms
+    assert (measurement.kernel, measurement.kind) == ("linearize_edges", "rays")
+    assert measurement.card == "a card" and measurement.kernel_ms < measurement.xla_ms
     assert kernel_parity._entry(case, block, 1.0, 0.5).startswith("#")
     assert kernel_parity._entry(case, None, np.inf, 0.5).startswith("#")
 

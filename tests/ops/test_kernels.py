@@ -66,14 +66,15 @@ def on_a_card(monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A table in which two kernels won on one card, and one on another."""
+    """A table in which two kernels won on one card, and one elsewhere or with other inputs."""
     block = Block(pixels=32, num_warps=1)
     table = [
-        Measurement(kernel, card, "2026-01-01", block, kernel_ms=1.0, xla_ms=2.0)
-        for kernel, card in (
-            ("project", CARD),
-            ("linearize_edges", CARD),
-            ("refine_matches", "NVIDIA A100-SXM4-80GB"),
+        Measurement(kernel, kind, card, "2026-01-01", block, kernel_ms=1.0, xla_ms=2.0)
+        for kernel, kind, card in (
+            ("project", "float32", CARD),
+            ("linearize_edges", "rays", CARD),
+            ("refine_matches", "float32", "NVIDIA A100-SXM4-80GB"),
+            ("refine_matches", "bfloat16", CARD),
         )
     ]
     monkeypatch.setattr(kernels, "MEASURED", tuple(table))
@@ -117,10 +118,13 @@ def test_arrays_a_kernel_does_not_take(on_a_card, measured):
         assert "gpu.triton" not in lowered(function, *shapes)
 
 
-def test_the_table():
-    for m in kernels.MEASURED:
-        assert m.kernel_ms < m.xla_ms and re.fullmatch(r"\d{4}-\d\d-\d\d", m.date) and m.card
-    keys = [(m.kernel, m.card) for m in kernels.MEASURED]
+def test_what_does_not_belong_into_the_table():
+    block = Block(pixels=64, num_warps=2)
+    for date, xla_ms in (("2026-01-01", 1.0), ("2026-01-01", float("nan")), ("1 January", 2.0)):
+        with pytest.raises(ValueError, match=r"XLA is faster|isoformat"):
+            Measurement("project", "float32", CARD, date, block, kernel_ms=1.0, xla_ms=xla_ms)
+    for pixels, rounds in ((96, 1), (0, 1), (64, 0)):
+        with pytest.raises(ValueError, match="power of two"):
+            Block(pixels, num_warps=2, rounds=rounds)
+    keys = [(m.kernel, m.kind, m.card) for m in kernels.MEASURED]
     assert len(keys) == len(set(keys))
-    for block in [*kernels.DEFAULT_BLOCKS.values(), *(m.block for m in kernels.MEASURED)]:
-        assert block.pixels & (block.pixels - 1) == 0 and block.rounds > 0

@@ -131,9 +131,9 @@ def test_a_graph_solved_by_the_kernel(monkeypatch):
     np.testing.assert_allclose(found.T_WC.wxyz_xyz_scale, true.wxyz_xyz_scale, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_lowering_for_a_gpu(kind):
-    """At the size that is measured."""
+@pytest.mark.parametrize(("kind", "batch"), [("rays", ()), ("pixels", ()), ("rays", (2,))])
+def test_lowering_for_a_gpu(kind, batch):
+    """At the size that is measured; two sets of poses as a batch."""
     height, width, views, count = 384, 512, 4, 8
     pixels = height * width
 
@@ -143,15 +143,19 @@ def test_lowering_for_a_gpu(kind):
     def run(T, points, confidence, i, index, valid, q, mask):
         edges = Edges(i, i, index, valid, q, mask)
         camera = (K, (height, width)) if kind == "pixels" else (None, None)
-        return pallas.linearize_edges(
-            Sim3(T), points, confidence, edges, CONFIGS[kind], *camera, 0.0
-        )
+        linearize = functools.partial(
+            pallas.linearize_edges, config=CONFIGS[kind], K=camera[0], image_shape=camera[1],
+            min_confidence=0.0,
+        )  # fmt: skip
+        if batch:
+            linearize = jax.vmap(linearize, in_axes=(0, None, None, None))
+        return linearize(Sim3(T), points, confidence, edges)
 
     ends, index = shape(count, dtype=jnp.int32), shape(count, pixels, dtype=jnp.int32)
     q, mask = shape(count, pixels, dtype=jnp.float16), shape(count, dtype=bool)
     for valid in (shape(count, pixels // 8, dtype=jnp.uint8), shape(count, pixels, dtype=bool)):
         text = lowered(
-            run, shape(views, 8), shape(views, pixels, 3), shape(views, pixels),
+            run, shape(*batch, views, 8), shape(views, pixels, 3), shape(views, pixels),
             ends, index, valid, q, mask,
         )  # fmt: skip
         assert text.count("__gpu$xla.gpu.triton") == 1 and "edge_kernel" in text
