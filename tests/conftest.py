@@ -4,6 +4,7 @@ Maths that is judged against double precision opens ``jax.enable_x64`` itself, s
 code under test is the float32 code that ships.
 """
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -54,11 +55,15 @@ Linux allows 65,530 of them, and LLVM ends the process that asks for more."""
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_few_files():
-    """Programs that no test will run again are not kept for ever."""
+    """Programs that no test will run again are not kept for ever; what is kept, such as traces of
+    programs, is not looked through for garbage again and again."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        gc.unfreeze()
         jax.clear_caches()
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

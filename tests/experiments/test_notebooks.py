@@ -22,7 +22,7 @@ def executed(path: pathlib.Path) -> nbformat.NotebookNode:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")
     with client.setup_kernel(env=environment, cwd=str(ROOT)):

@@ -1,5 +1,6 @@
 """What bfloat16 costs: what is learned by heart, and what is compared."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from experiments.clips import ClipOptions, clip_config
 from experiments.training.pairs import PairConfig
 from experiments.training.rgbd import rgbd_pairs
 from slam.priors import GeometryNoise, RenderedGeometryPrior
+from slam.priors.rendered import DESCRIPTOR_SIZE
 from tests.experiments.training import cheap
 
 pytestmark = pytest.mark.slow
@@ -87,8 +89,10 @@ def test_the_whole_experiment(monkeypatch, tmp_path, capsys):
         return state.replace(ema=jax.tree.map(some, state.ema)), None
 
     monkeypatch.setattr(precision_cost, "train_many", train_many)
+    # Descriptors as large as the rendered geometry's: then the SLAM is the same program.
+    sizes = dataclasses.replace(cheap.SIZES, descriptor_dim=DESCRIPTOR_SIZE)
     options = precision_cost.PrecisionCost(
-        out=tmp_path, rooms=1, clips=TOY, seed=5, steps=3, network=cheap.SIZES
+        out=tmp_path, rooms=1, clips=TOY, seed=5, steps=3, network=sizes
     )
     assert options.execute() == 0
     (recipe, *how), *others = steps
@@ -98,5 +102,5 @@ def test_the_whole_experiment(monkeypatch, tmp_path, capsys):
     assert float32["points_apart_percent"] == 0
     for kind in rounded:  # of rounding to 8 bits
         assert 0.01 < kind["points_apart_percent"] < 10
-    assert mast3r_jax.load(tmp_path / "room-5").config == cheap.SIZES
+    assert mast3r_jax.load(tmp_path / "room-5").config == sizes
     assert "room 5: 8 pairs learned by heart" in capsys.readouterr().out

@@ -62,6 +62,7 @@ def of_published(name: str) -> tuple[np.ndarray, Assignment]:
     return gradients()[2][assignment.target][assignment.index], assignment
 
 
+@pytest.mark.slow
 def test_loss_matches_the_original():
     loss, parts, _ = gradients()
     expected = EXPECTED["loss"]

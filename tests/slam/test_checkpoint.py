@@ -45,6 +45,7 @@ def assert_same(one: Reconstruction, other: Reconstruction) -> None:
     np.testing.assert_array_equal(one.point_cloud().points, other.point_cloud().points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [1, 7, 12])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, last):
     saving = Checkpointing(tmp_path, seconds=0.0)

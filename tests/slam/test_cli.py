@@ -406,6 +406,7 @@ def test_missing_retrieval_weights_are_told_where_they_matter(tmp_path):
     assert Run("walk.mp4", weights).hints(rim.source()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_run_that_got_lost_at_once_says_where_to_look(capsys, lost):
     frames = [
@@ -467,6 +468,7 @@ def test_demo(capsys, monkeypatch):
         assert f"  {path.name}" in said
 
 
+@pytest.mark.slow
 def test_run_and_run_again(capsys):
     options = ("--prior", "rendered", *NO_NOISE, *SMALL, "--stride", 3)
     arguments = ("run", rim.URI, *options, "--max-frames", 4)

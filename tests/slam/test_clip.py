@@ -11,7 +11,16 @@ from flax import nnx
 from mast3r_jax import MASt3R, MASt3RConfig, Pointmap
 from ops import MatchConfig, RayFactorConfig
 from ops.records import Record, record
-from slam import Decisions, Frame, Mode, SlamConfig, init_state, run_clip, trajectory_loss
+from slam import (
+    Decisions,
+    Frame,
+    Mode,
+    NoiseModel,
+    SlamConfig,
+    init_state,
+    run_clip,
+    trajectory_loss,
+)
 from slam.config import GraphConfig, TrackingConfig
 from slam.losses import map_loss
 from slam.priors.rendered import describe
@@ -111,16 +120,26 @@ def recorded():
     """A clip with ordered keyframes: frames, prior, state before, what came out."""
     with jax.enable_x64(True):
         clip, bent = frames(), prior()
-        state = wide(init_state(bent, CONFIG, jax.tree.map(lambda x: x[0], clip)))
+        first = jax.tree.map(lambda x: x[0], clip)
+        state = wide(init_state(bent, CONFIG, first, noise=noise_of(jnp.zeros((2, 2)))))
         order = Decisions(is_keyframe=jnp.zeros(COUNT, bool).at[jnp.asarray(ORDERED)].set(True))
         run = jax.jit(lambda *arguments: run_clip(arguments[0], CONFIG, *arguments[1:]))
         return clip, bent, state, run(bent, state, clip, order)
 
 
+def noise_of(exponents):
+    """The configuration's standard deviations, times e to these powers."""
+    tracking, graph = (wide(part.rays.noise()) for part in (CONFIG.tracking, CONFIG.graph))
+    return NoiseModel(
+        tracking.replace(sigmas=tracking.sigmas * jnp.exp(exponents[0])),
+        graph.replace(sigmas=graph.sigmas * jnp.exp(exponents[1])),
+    )
+
+
 @functools.cache
-def loss_of_weights():
-    """The value and gradient of the trajectory and map error in the network's weights, all choices
-    given; and the weights."""
+def loss_of_all():
+    """The value and gradient of the trajectory and map error in the network's weights and the noise
+    of measurements, all choices given; and both of them."""
     clip, bent, state, result = recorded()
     graph, weights = nnx.split(bent.model)
     slots = result.state.keyframes.frame_index
@@ -128,16 +147,16 @@ def loss_of_weights():
         clip.T_WC[slots], jax.vmap(bent.encode)(clip).points_C[slots].reshape(4, -1, 3)
     )
 
-    def loss(weights):
-        again = run_clip(
-            BentPrior(nnx.merge(graph, weights)), CONFIG, state, clip, result.decisions, segment=2
-        )
+    def loss(parameters):
+        weights, exponents = parameters
+        told, start = nnx.merge(graph, weights), state.replace(noise=noise_of(exponents))
+        again = run_clip(BentPrior(told), CONFIG, start, clip, result.decisions, segment=2)
         error = trajectory_loss(again.trajectory(), clip.T_WC, again.placed)
         known = jnp.ones(truth.shape[:2], bool)
         return error + 0.1 * map_loss(again.state.keyframes, truth, known), again
 
     # One program for values and gradients: to compile another one takes longer than it saves.
-    return jax.jit(jax.value_and_grad(loss, has_aux=True)), weights
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)), (weights, jnp.zeros((2, 2)))
 
 
 def test_ordered_keyframes_are_linked_and_all_is_tracked():
@@ -153,8 +172,8 @@ def test_ordered_keyframes_are_linked_and_all_is_tracked():
 def test_the_same_choices_give_the_same_clip():
     _, _, _, result = recorded()
     with jax.enable_x64(True):
-        value_and_gradient, weights = loss_of_weights()
-        (_, again), _ = value_and_gradient(weights)
+        value_and_gradient, parameters = loss_of_all()
+        (_, again), _ = value_and_gradient(parameters)
         np.testing.assert_allclose(
             again.trajectory().wxyz_xyz_scale, result.trajectory().wxyz_xyz_scale, atol=1e-10
         )
@@ -165,15 +184,15 @@ def test_the_same_choices_give_the_same_clip():
 
 
 def test_gradient_of_a_clip_is_that_of_finite_differences():
-    """Trajectory and map, in the weights of a network, along 8 random directions."""
+    """Trajectory and map, in a network's weights and in the noise, along 8 random directions."""
     with jax.enable_x64(True):
-        value_and_gradient, weights = loss_of_weights()
-        _, gradient = value_and_gradient(weights)
+        value_and_gradient, parameters = loss_of_all()
+        _, gradient = value_and_gradient(parameters)
         h, expected, found = 1e-7, [], []  # further, some pixels cross a kink of Huber's weight
         for seed in range(8):
             rng = np.random.default_rng(seed)
-            direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), weights)  # noqa: B023
-            moved = (jax.tree.map(lambda x, d: x + s * d, weights, direction) for s in (h, -h))  # noqa: B023
+            direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), parameters)  # noqa: B023
+            moved = (jax.tree.map(lambda x, d: x + s * d, parameters, direction) for s in (h, -h))  # noqa: B023
             right, left = (value_and_gradient(at)[0][0] for at in moved)
             expected.append(float(right - left) / (2 * h))
             found.append(float(sum(map(jnp.vdot, *map(jax.tree.leaves, (gradient, direction))))))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from ops import Sim3, SolverStatus
 from ops.records import Record, record
@@ -165,23 +165,43 @@ def test_a_full_map_is_found_again_at_its_last_keyframe(stepper):
 
 
 @record
-class Featureless(Record):
-    """A prior that, like a network, predicts something finite for a black image too."""
+class Disturbed(Record):
+    """A prior that fails in one of several ways; which one are numbers, so programs are shared."""
+
+    featureless: Bool[Array, ""]
+    """Like a network, it predicts something finite for a black image too."""
+    broken_rows: Int[Array, ""]
+    """So many rows that it predicts of frame 2 are not numbers."""
+    blind_columns: Int[Array, ""]
+    """So many columns it cannot predict of a frame that is alone."""
+    retrieval = EXACT.retrieval
+
+    @classmethod
+    def make(cls, featureless=False, broken_rows=0, blind_columns=0):
+        return cls(jnp.asarray(featureless), jnp.int32(broken_rows), jnp.int32(blind_columns))
 
     def encode(self, frame):
-        return EXACT.encode(frame.replace(image=jnp.full_like(frame.image, 128)))
+        grey = jnp.where(self.featureless, jnp.full_like(frame.image, 128), frame.image)
+        return EXACT.encode(frame.replace(image=grey))
 
     def decode(self, encoding_1, encoding_2):
-        views = EXACT.decode(encoding_1, encoding_2)
-        plain = (encoding_1.index == 0)[:, None, None]
+        first, second = encoding_1.index, encoding_2.index
+        rows = jnp.arange(scenes.SHAPE[0])[:, None]
+        columns = jnp.arange(scenes.SHAPE[1])
+        bad = (first == 2)[:, None, None] & (rows < self.broken_rows)
+        bad = bad | ((first == second)[:, None, None] & (columns < self.blind_columns))
+        plain = self.featureless & (first == 0)[:, None, None]
         return tuple(
-            v.replace(descriptor_confidence=jnp.where(plain, 1.0, v.descriptor_confidence))
-            for v in views
+            view.replace(
+                points=jnp.where(bad[..., None], jnp.nan, view.points),
+                descriptor_confidence=jnp.where(plain, 1.0, view.descriptor_confidence),
+            )
+            for view in EXACT.decode(encoding_1, encoding_2)
         )
 
 
 def test_an_image_without_features_is_not_a_first_keyframe(stepper):
-    prior = Featureless()
+    prior = Disturbed.make(featureless=True)
     frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(2))]
     _, outputs = drive(stepper, prior, start(prior), frames)
     assert [int(output.mode) for output in outputs] == [Mode.STARTING, Mode.TRACKING]
@@ -194,29 +214,8 @@ def test_a_black_first_frame_is_not_a_keyframe(stepper):
     assert int(state.keyframes.frame_index[0]) == 1
 
 
-@record
-class Broken(Record):
-    """A prior whose predictions of one frame are not numbers, everywhere or in a corner."""
-
-    everywhere: Bool[Array, ""]
-    retrieval = EXACT.retrieval
-
-    def encode(self, frame):
-        return EXACT.encode(frame)
-
-    def decode(self, encoding_1, encoding_2):
-        view_1, view_2 = EXACT.decode(encoding_1, encoding_2)
-        rows = jnp.arange(view_1.points.shape[1])[None, :, None, None]
-        bad = (encoding_1.index == 2)[:, None, None, None]
-        bad = bad & (self.everywhere | (rows < 8))
-        return tuple(
-            dataclasses.replace(v, points=jnp.where(bad, jnp.nan, v.points))
-            for v in (view_1, view_2)
-        )
-
-
 def test_nan_everywhere_is_a_lost_frame(stepper):
-    prior = Broken(everywhere=jnp.asarray(True))
+    prior = Disturbed.make(broken_rows=scenes.SHAPE[0])
     frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(4))]
     state, _ = drive(stepper, prior, start(prior), frames[:2])
     before = jax.tree.map(np.array, state.keyframes)
@@ -228,7 +227,7 @@ def test_nan_everywhere_is_a_lost_frame(stepper):
 
 
 def test_nan_in_a_corner_stays_there(stepper):
-    prior = Broken(everywhere=jnp.asarray(False))
+    prior = Disturbed.make(broken_rows=8)
     frames = [scenes.frame(i, T) for i, T in enumerate(scenes.walk(4))]
     state, outputs = drive(stepper, prior, start(prior), frames)
     assert all(output.mode == Mode.TRACKING for output in outputs)
@@ -331,26 +330,9 @@ def test_a_pose_that_could_not_be_solved_changes_nothing(stepper, calibrated):
     assert_same_bits(after.T_kf, before.T_kf)
 
 
-@record
-class Blinded(Record):
-    """A prior that could not predict part of the first frame when that frame was alone."""
-
-    def encode(self, frame):
-        return EXACT.encode(frame)
-
-    def decode(self, encoding_1, encoding_2):
-        view_1, view_2 = EXACT.decode(encoding_1, encoding_2)
-        columns = jnp.arange(view_1.points.shape[2])[None, None, :, None]
-        alone = (encoding_2.index == encoding_1.index)[:, None, None, None]
-        bad = alone & (columns < 64)
-        return tuple(
-            dataclasses.replace(v, points=jnp.where(bad, jnp.nan, v.points))
-            for v in (view_1, view_2)
-        )
-
-
 def test_invented_points_of_a_keyframe_are_not_tracked_against(stepper):
-    prior = Blinded()
+    """Part of the first frame could not be predicted when that frame was alone."""
+    prior = Disturbed.make(blind_columns=64)
     poses = scenes.walk(3)
     frames = [scenes.frame(i, T) for i, T in enumerate(poses)]
     state, outputs = drive(stepper, prior, start(prior), frames)

@@ -53,6 +53,7 @@ OTHER_WORLD[:3, :3] = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])
 OTHER_WORLD[:3, 3] = [310, -120, 55]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T_moved", [np.eye(4), OTHER_WORLD])
 def test_the_same_place_is_found_wherever_the_world_is(T_moved):
     found = scores(views(AGAIN, 100, T_moved=T_moved), views(AROUND, T_moved=T_moved))

@@ -285,6 +285,7 @@ def test_bad_files_leave_nothing_behind(tmp_path, capsys):
         assert names(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_network_and_head_share_a_folder_in_any_order(tmp_path, capsys):
     head = write_files(tmp_path / "published", *small())
     for first, second in ((OFFICIAL, head), (head, OFFICIAL)):

@@ -136,6 +136,7 @@ def test_what_is_not_valid_reaches_neither_figures_nor_gradient():
     jax.tree.map(np.testing.assert_array_equal, found, clean)
 
 
+@pytest.mark.slow
 def test_objective_is_the_judgement_of_the_networks_output():
     rng = np.random.default_rng(0)
     shape = (1, 32, 48)

@@ -109,6 +109,7 @@ def test_the_state_is_donated():
 # what is drawn
 
 
+@pytest.mark.slow
 def test_a_pair_follows_from_its_number():
     recipe = cheap.recipe()
     state = state_of(recipe).replace(step=jnp.asarray(5, jnp.int32))
@@ -154,6 +155,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 # what is updated
 
 
+@pytest.mark.slow
 def test_updates_are_adamw_s_with_clipping_and_average():
     """Against the published formulas in float64, with gradients in closed form."""
     config = cheap.changed(cheap.CONFIG, optimizer={"clip_norm": 0.5, "weight_decay": 0.3})
@@ -207,6 +209,7 @@ def test_the_learning_rate_ends_where_it_should():
     assert float(no_warmup(jnp.asarray(0, jnp.int32))) == 2.0
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_change_nothing_and_are_counted():
     def corner(pairs):  # decides what goes wrong; it depends on the data alone, as in practice
         return pairs.images_1[0, 0, 0, 0]

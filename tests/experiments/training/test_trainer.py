@@ -55,6 +55,7 @@ def whole(tmp_path_factory):
     return folder, seen
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything(whole):
     folder, seen = whole
     assert {path.name for path in folder.iterdir()} == set(DESCRIPTIONS)
@@ -114,6 +115,7 @@ def test_slices_add_up_to_the_unbroken_run(whole, tmp_path):
     assert froms[0] == 0 and froms[-1] == 5
 
 
+@pytest.mark.slow
 def test_parts_carry_a_run_elsewhere(whole, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     slice_of(here, last_step=5)
@@ -137,6 +139,7 @@ def test_parts_carry_a_run_elsewhere(whole, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_slice_and_leaves_a_checkpoint(whole, tmp_path, kind):
     told, before = [], signal.getsignal(kind)

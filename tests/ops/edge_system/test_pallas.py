@@ -78,6 +78,7 @@ def assert_same(found, expected):
         np.testing.assert_array_less(np.abs(a - b), 2e-6 * scale + 1e-30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "packed", "block"),
     [("rays", True, SMALL), ("pixels", False, kernels.DEFAULT_BLOCKS["linearize_edges"])],

@@ -77,6 +77,7 @@ def test_projection_of_what_is_no_point(bad):
     assert not assert_same_projection(np.full_like(good, bad), np.full_like(good, bad), init).any()
 
 
+@pytest.mark.slow
 def test_projection_of_a_batch():
     """Of images that are made of whole blocks."""
     batch = [
@@ -168,6 +169,7 @@ def test_refinement_of_what_is_no_number_and_of_equals():
     np.testing.assert_array_equal(found, first[0] + W * first[1])
 
 
+@pytest.mark.slow
 def test_refinement_of_a_batch():
     D1, D2 = (
         jnp.stack([jnp.asarray(descriptors(seed=seed + k), jnp.float32) for k in range(2)])

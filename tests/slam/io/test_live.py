@@ -416,6 +416,7 @@ def test_an_iterable_may_use_one_array_for_all_images():
     assert [int(frame.rgb[0, 0, 0]) for frame in list(IterableSource(images()))] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_takes_any_iterable():
     """Frames of the walk from a generator, in place of a source."""
     walk = rim.walk()[:3]

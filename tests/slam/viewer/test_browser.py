@@ -108,6 +108,7 @@ def until(page, condition, look=counts, seconds=10.0):
     raise AssertionError(f"{look.__name__}: {seen}")
 
 
+@pytest.mark.slow
 def test_a_map_grows_and_obeys_its_controls(page):
     """Of two keyframes, a red one of confidence 3 and a green one of confidence 4."""
     with Viewer("127.0.0.1", 0) as viewer, concurrent.futures.ThreadPoolExecutor(1) as run:
@@ -171,6 +172,7 @@ def test_every_browser_has_its_own_light_and_view_and_a_phone_room_for_the_scene
         assert [np.allclose(*both) for both in zip(before, after, strict=True)] == [False, True]
 
 
+@pytest.mark.slow
 def test_links_and_path_are_told_apart(page):
     """On three sides of a square the path runs along tracking links; on the fourth is a loop's."""
     walk = [pose(position=(x, 0.0, z)) for x, z in ((0, 0), (0, 4), (4, 4), (4, 0))]
@@ -251,6 +253,7 @@ def test_a_run_is_looked_at_from_beginning_to_end(page, tmp_path):
     wait_for(f"{Reconstruction.load(out).num_keyframes} keyframes,")
 
 
+@pytest.mark.slow
 def test_a_page_shows_the_map_without_a_server(page, tmp_path):
     with Viewer("127.0.0.1", 0, live=False) as viewer:
         viewer.show(snapshot(WALLS, {0: wall(0), 1: wall(1)}))

@@ -51,6 +51,7 @@ def compare_with_ray_caster(room, T_WC, rays_C, view):
     return depth, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_depth_and_ids_equal_float64_ray_caster(seed):
     room, T_WC = scene(seed)
