@@ -70,7 +70,7 @@ def test_a_clip_as_one_program_is_the_runner_bit_for_bit():
 
 
 def test_a_batch_of_clips_gives_what_each_gives():
-    walks = [scenes.walk(8, yaw=yaw, stride=stride) for yaw, stride in ((0.15, 0.03), (-0.1, 0.05))]
+    walks = [scenes.walk(6, yaw=yaw, stride=stride) for yaw, stride in ((0.15, 0.03), (-0.1, 0.05))]
     clips = [
         [scenes.frame(i, T, bright=(k, i) != (1, 2)) for i, T in enumerate(walk)]
         for k, walk in enumerate(walks)
