@@ -35,6 +35,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -187,6 +188,7 @@ class GpuChecks:
             keyframes=100,
             solver_keyframes=(64, 256, 1024),
             only=only,
+            peers=False,
         )
 
     @property
@@ -214,6 +216,8 @@ def network(checks: GpuChecks) -> dict[str, Any]:
     return gpu_network.network(checks.size, checks.network, write)
 
 
+EDGES = 6
+"""Directed edges of a keyframe: three links, each both ways."""
 TOGETHER = (
     ("projection", "refinement", "match"),
     ("pose-rays", "pose-pixels", "fusion"),
@@ -227,31 +231,53 @@ TOGETHER = (
 
 def stages(checks: GpuChecks) -> dict[str, Any]:
     """The benchmark of everything but the whole system."""
-    return _benchmarks(checks, {names[0]: checks.plan(*names) for names in TOGETHER})
+    return _benchmarks(checks, "stages", {names[0]: checks.plan(*names) for names in TOGETHER})
 
 
 def system(checks: GpuChecks) -> dict[str, Any]:
     """The benchmark of the whole system."""
     plan = checks.plan("system")
-    return _benchmarks(
-        checks, {"system": plan, "system, spread": dataclasses.replace(plan, spread=True)}
-    )
+    spread = dataclasses.replace(plan, spread=True)
+    figures = _benchmarks(checks, "system", {"system": plan, "system-spread": spread})
+    stats = jax.devices()[0].memory_stats() or {}
+    return figures | {"peak_bytes": stats.get("peak_bytes_in_use")}
 
 
-def _benchmarks(checks: GpuChecks, plans: dict[str, Plan]) -> dict[str, Any]:
-    """Runs of the benchmark, each in a folder of its own; one that is complete is not run again."""
-    best, figures = None, {}
-    for name, plan in plans.items():
-        path = checks.out / "bench" / name / RESULTS
-        if not (path.exists() and json.loads(path.read_text())["complete"]):
+def _benchmarks(checks: GpuChecks, part: str, plans: dict[str, Plan]) -> dict[str, Any]:
+    """Runs of the benchmark, each in a folder of its own; one that is complete is not run again.
+
+    What has been measured is written after each. One that was begun and not ended comes last, and
+    one that fails ends the part when the others are done.
+    """
+    best, figures, failed = None, {}, []
+    paths = {name: checks.out / "bench" / name / RESULTS for name in plans}
+
+    def complete(name: str) -> bool:
+        return paths[name].exists() and json.loads(paths[name].read_text())["complete"]
+
+    for name in sorted(plans, key=lambda name: paths[name].parent.exists() and not complete(name)):
+        if not complete(name):
+            paths[name].parent.mkdir(parents=True, exist_ok=True)
             best = best or measure_ceilings(quick=checks.toy)
-            suite.run(plan, path.parent, lambda line: print(line, flush=True), best)
-        figures |= gpu_goals.figures(json.loads(path.read_text()))
+            try:
+                suite.run(plans[name], paths[name].parent, _say, best)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+        if paths[name].exists():
+            figures |= gpu_goals.figures(json.loads(paths[name].read_text()))
+            checks.write(f"{part}.partial", figures)
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)}: failed, see above")
     return figures
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def memory(checks: GpuChecks) -> dict[str, Any]:
-    """Bytes of a map by its capacity, three edges a keyframe, the network in bfloat16."""
+    """Bytes of a map by its capacity, six directed edges a keyframe, the network in bfloat16."""
     width, height = checks.size
     source = parse_procedural(f"procedural:room?seed=3&frames=1&size={width}x{height}")
     frame = next(frame for _, frame in prepare_frames(source, width))
@@ -260,7 +286,7 @@ def memory(checks: GpuChecks) -> dict[str, Any]:
     figures = {}
     for count in (4, 8) if checks.toy else (100, 300, 1000):
         config = slam.SlamConfig(
-            size=width, keyframe_capacity=count, edge_capacity=3 * count, max_keyframes=count
+            size=width, keyframe_capacity=count, edge_capacity=EDGES * count, max_keyframes=count
         )
         state = jax.eval_shape(
             lambda prior, frame, config=config: slam.init_state(prior, config, frame), prior, frame
@@ -275,7 +301,7 @@ def memory(checks: GpuChecks) -> dict[str, Any]:
             "gb": sum(bytes_of.values()) / 1e9,
             **({} if needs is None else {"gb_to_optimize": needs.temp_size_in_bytes / 1e9}),
             "mb_a_keyframe": bytes_of["keyframes"] / count / 1e6,
-            "mb_an_edge": bytes_of["graph"] / (3 * count) / 1e6,
+            "mb_an_edge": bytes_of["graph"] / (EDGES * count) / 1e6,
         }
     return {"size": checks.size, "maps": figures}
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 import time
 from typing import Any
 
@@ -31,26 +32,26 @@ def trace(plan: Plan, out: pathlib.Path) -> dict[str, Any]:
     slam.run(source, prior, stepper=stepper)
     shutil.rmtree(raw, ignore_errors=True)
     profile = _Profile(raw, stepper)
-    result = slam.run(source, prior, stepper=stepper, on_progress=profile, time_every=plan.frames)
-    figures = profile.end()
+    result = slam.run(source, prior, stepper=stepper, on_progress=profile, time_every=sys.maxsize)
     files = kept(raw, out)
     return {
         "size": plan.system_size,
         "tracked": int(result.tracked[BEFORE:].sum()),
         "keyframes": int(result.is_keyframe[BEFORE:].sum()),
-        **figures,
+        **profile.figures(),
         "bytes": files,
         "holds": any(size <= LARGEST_TRACE for size in files.values()),
     }
 
 
 class _Profile:
-    """Told of every frame, it begins to record after the first ``BEFORE``."""
+    """Told of every frame, it records after the first ``BEFORE``, to the last."""
 
     def __init__(self, folder: pathlib.Path, stepper: Stepper) -> None:
         self.folder, self.stepper = folder, stepper
-        self.begin, self.frames = 0.0, 0
+        self.ends: list[float] = []
         self.programs: dict[str, int] = {}
+        self.compiled = False
 
     def __call__(self, progress: Progress) -> None:
         if progress.frame == BEFORE - 1:
@@ -60,26 +61,31 @@ class _Profile:
             options.enable_hlo_proto = False
             self.programs = self.stepper.cache_sizes()
             jax.profiler.start_trace(self.folder, profiler_options=options)
-            self.begin = time.perf_counter()
         elif progress.frame >= BEFORE:
-            self.frames += 1
+            self.ends.append(time.perf_counter())
+        if progress.frame + 1 == progress.total:  # what a run does after that is no frame's work
+            jax.profiler.stop_trace()
+            self.compiled = self.stepper.cache_sizes() != self.programs
 
-    def end(self) -> dict[str, Any]:
-        """After the run: stop; frames per second, and whether anything was compiled meanwhile."""
-        seconds = time.perf_counter() - self.begin
-        jax.profiler.stop_trace()
+    def figures(self) -> dict[str, Any]:
+        """How many frames, how fast, and whether anything was compiled meanwhile."""
         return {
-            "frames": self.frames,
-            "frames_per_second": self.frames / seconds,
-            "compiled_meanwhile": self.stepper.cache_sizes() != self.programs,
+            "frames": len(self.ends),
+            "frames_per_second": (len(self.ends) - 1) / (self.ends[-1] - self.ends[0]),
+            "compiled_meanwhile": self.compiled,
         }
+
+
+ENDINGS = (".xplane.pb", ".trace.json.gz")
+"""Of a profile's files; what comes before is the name of the machine."""
 
 
 def kept(raw: pathlib.Path, out: pathlib.Path) -> dict[str, int]:
     """Move a profile's files out of their folders, but for what is too large; bytes by name."""
     files = {}
     for path in sorted(path for path in raw.rglob("*") if path.is_file()):
-        name = f"trace.{path.name.split('.', 1)[-1]}"
+        ending = next((e for e in ENDINGS if path.name.endswith(e)), f".{path.name}")
+        name = f"trace{ending}"
         files[name] = path.stat().st_size
         if files[name] <= LARGEST_TRACE:
             path.replace(out / name)

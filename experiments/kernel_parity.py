@@ -213,7 +213,12 @@ def check_and_time(case: Case, blocks: Sequence[Block], *, interpret: bool) -> F
         return jax.device_get(call(*case.arguments)), statistics.median(times)
 
     expected, xla_ms = run(case.definition)
-    forms = {name: run(form)[1] for name, form in case.forms.items()}
+    forms = {}
+    for name, form in case.forms.items():
+        try:
+            forms[name] = run(form)[1]
+        except jax.errors.JaxRuntimeError as error:
+            forms[name] = str(error)[:200]
     figures, best, best_ms = {}, None, math.inf
     for block in blocks:
         try:

@@ -55,14 +55,14 @@ Linux allows 65,530 of them, and LLVM ends the process that asks for more."""
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_few_files():
-    """Programs that no test will run again are not kept for ever; what is kept, such as traces of
-    programs, is not looked through for garbage again and again."""
+    """Programs that no test will run again are not kept for ever; what a file leaves behind, such
+    as traces of programs, is not looked through for garbage again and again."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
         gc.unfreeze()
         jax.clear_caches()
-        gc.collect()
+    gc.collect()
     gc.freeze()
 
 

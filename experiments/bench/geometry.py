@@ -142,15 +142,17 @@ def _edges(
         linearize, poses, points, confidence, edges, graph.K, cached=plan.quick
     )
     blocks = call()
-    peer = cpp_peer(
-        lambda: cpp.Linearization(
-            poses.wxyz_xyz_scale, points, confidence, edges, config, graph.K, shape
-        ),
-        lambda grams: gram_difference(grams, blocks),
+    peers = plan.beside(
+        lambda: cpp_peer(
+            lambda: cpp.Linearization(
+                poses.wxyz_xyz_scale, points, confidence, edges, config, graph.K, shape
+            ),
+            lambda grams: gram_difference(grams, blocks),
+        )
     )
     about = {"edges": count, "valid": float(jnp.mean(edges.valid, dtype=jnp.float32))}
     counted = work.edges(pixels, count, components)
-    return Stage(name, f"{written(size)}, {count} edges", call, seconds, counted, (peer,), about)
+    return Stage(name, f"{written(size)}, {count} edges", call, seconds, counted, peers, about)
 
 
 def gram_difference(grams: np.ndarray, blocks: EdgeBlocks) -> Agreement:

@@ -1,5 +1,6 @@
 """The linear solver of the pose graph, beside LAPACK's Cholesky and SuperLU."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -26,7 +27,8 @@ def solver_stages(plan: Plan) -> Iterator[Stage]:
         with without_compilation_cache():
             seconds, call = solver_speed.compiled(H, g, active, None)
         x = call()
-        peers = tuple(_scipy_peer(name, make, x) for name, make in scipy_solvers(H, g).items())
+        solvers = scipy_solvers(H, g).items()
+        peers = plan.beside(*(functools.partial(_scipy_peer, *named, x) for named in solvers))
         counted = work.cholesky(7 * active)
         yield Stage("solver", f"{keyframes} keyframes", call, seconds, counted, peers)
 

@@ -37,13 +37,15 @@ def _at_size(plan: Plan, size: Size) -> Iterator[Stage]:
     )  # fmt: skip
     found = projected()
     if plan.wants("projection"):
-        peer = cpp_peer(
-            lambda: cpp.Projection(points_1, points_2, config),
-            lambda theirs: position_difference(theirs, (found.uv, found.converged)),
+        peers = plan.beside(
+            lambda: cpp_peer(
+                lambda: cpp.Projection(points_1, points_2, config),
+                lambda theirs: position_difference(theirs, (found.uv, found.converged)),
+            )
         )
         about = {"converged": float(np.mean(found.converged)), **_motion(views.truth, size)}
         counted = work.projection(pixels, config)
-        yield Stage("projection", on, projected, seconds, counted, (peer,), about)
+        yield Stage("projection", on, projected, seconds, counted, peers, about)
     if plan.wants("refinement"):
         whole = np.asarray(found.uv).astype(np.int32)
         start = jax.device_put(whole[:, 0] + size[0] * whole[:, 1])
@@ -52,12 +54,14 @@ def _at_size(plan: Plan, size: Size) -> Iterator[Stage]:
             descriptors_1, descriptors_2, start, cached=plan.quick,
         )  # fmt: skip
         expected = refined()
-        peer = cpp_peer(
-            lambda: cpp.Refinement(descriptors_1, descriptors_2, start, config),
-            lambda theirs: index_difference(theirs, expected),
+        peers = plan.beside(
+            lambda: cpp_peer(
+                lambda: cpp.Refinement(descriptors_1, descriptors_2, start, config),
+                lambda theirs: index_difference(theirs, expected),
+            )
         )
         counted = work.refinement(pixels, channels, config)
-        yield Stage("refinement", on, refined, seconds, counted, (peer,))
+        yield Stage("refinement", on, refined, seconds, counted, peers)
     if plan.wants("match"):
         matched, seconds = compiled(
             lambda *maps: match(*maps, config=config), *views.maps, cached=plan.quick
@@ -67,13 +71,13 @@ def _at_size(plan: Plan, size: Size) -> Iterator[Stage]:
         def wrong(index: np.ndarray) -> float:
             return wrong_share(index, np.asarray(ours.valid), views.truth, size)
 
-        peers = (
-            cpp_peer(
+        peers = plan.beside(
+            lambda: cpp_peer(
                 lambda: cpp.Match(views.maps, config),
                 lambda theirs: match_difference(theirs, (ours.index, ours.valid)),
             ),
-            matchers.tree_peer(points_1, points_2, wrong),
-            matchers.brute_force_peer(descriptors_1, descriptors_2, wrong),
+            lambda: matchers.tree_peer(points_1, points_2, wrong),
+            lambda: matchers.brute_force_peer(descriptors_1, descriptors_2, wrong),
         )
         about = {
             "valid": float(np.mean(ours.valid)),

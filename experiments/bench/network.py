@@ -68,9 +68,11 @@ def _blocks(plan: Plan, size: Size) -> Iterator[Stage]:
         call, seconds = compiled(
             lambda block, x, rotary: block(x, rotary), block, x, rotary, cached=plan.quick
         )
-        peer = torch_blocks.encoder_peer(block, config.enc_heads, x, rotary, call())
+        peers = plan.beside(
+            lambda: torch_blocks.encoder_peer(block, config.enc_heads, x, rotary, call())
+        )
         counted = work.encoder_block(config, height * width)
-        yield Stage("encoder-block", on, call, seconds, counted, (peer,))
+        yield Stage("encoder-block", on, call, seconds, counted, peers)
     if plan.wants("decoder-block"):
         block = jax.tree.map(lambda leaf: leaf[0, 0], model.decoder.blocks)
         x, other = tokens(config.dec_dim), tokens(config.dec_dim)
@@ -79,6 +81,8 @@ def _blocks(plan: Plan, size: Size) -> Iterator[Stage]:
             lambda block, x, other, rotary: block(x, other, rotary, rotary),
             block, x, other, rotary, cached=plan.quick,
         )  # fmt: skip
-        peer = torch_blocks.decoder_peer(block, config.dec_heads, x, other, rotary, call())
+        peers = plan.beside(
+            lambda: torch_blocks.decoder_peer(block, config.dec_heads, x, other, rotary, call())
+        )
         counted = work.decoder_block(config, height * width)
-        yield Stage("decoder-block", on, call, seconds, counted, (peer,))
+        yield Stage("decoder-block", on, call, seconds, counted, peers)

@@ -1,7 +1,8 @@
 """What a benchmark is asked to do."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 from mast3r_jax import MASt3RConfig
 from slam.io.frames import SourceError
@@ -24,6 +25,7 @@ STAGES = {
     "system": "the whole system on a walk",
 }
 """Names of the stages, and what they are."""
+T = TypeVar("T")
 Network = Literal["small", "vit_large"]
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -54,6 +56,8 @@ class Plan:
     seconds: float = 10.0
     """No further round of a stage is begun after so long."""
     only: tuple[str, ...] = tuple(STAGES)
+    peers: bool = True
+    """Measure others who do the same, too."""
     quick: bool = False
     """Sizes are tiny: programs may come from a cache, ceilings are rough."""
 
@@ -88,6 +92,10 @@ class Plan:
         unknown = [name for name in self.only if name not in STAGES]
         if unknown:
             raise SourceError(f"--only {unknown[0]}: there are {', '.join(STAGES)}")
+
+    def beside(self, *peers: Callable[[], T]) -> tuple[T, ...]:
+        """Who does the same, each made by its function; nobody if none are asked for."""
+        return tuple(make() for make in peers) if self.peers else ()
 
     def wants(self, *names: str) -> bool:
         """Whether one of these stages is asked for."""

@@ -3,6 +3,7 @@
 Whether learning helps is for the experiments to say, at full size; here everything has to be done.
 """
 
+import functools
 import json
 
 import jax
@@ -14,7 +15,7 @@ from experiments import clips, finetune_end_to_end, learn_noise, self_calibratio
 from experiments.clips import ClipOptions
 from mast3r_jax import Pointmap
 from ops import Sim3, pinhole
-from slam import Decisions
+from slam import Decisions, NoiseModel
 from slam.priors import GeometryNoise, RenderedGeometryPrior
 from slam.world.camera import distort
 
@@ -132,6 +133,20 @@ def test_learning_noise(clip, standard_promotion, a_smooth_error, tmp_path, caps
     unseen = numbers["unseen_cm"]
     assert status == int(not unseen["both"]["mean"] < unseen["defaults"]["mean"])
     assert (tmp_path / "learn_noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_slam_has_a_derivative_in_all_that_it_is_told(clip):
+    """Of the program itself, not of what stands in for it below; it is traced, not run."""
+    made, _, config = clip
+    views = clips.without_descriptors(made.views)
+    noise = NoiseModel(config.tracking.rays.noise(), config.graph.rays.noise())
+    run = functools.partial(clips.run, config=config)
+    _, given, poses = jax.eval_shape(run, made.views, noise, made)
+    assert poses.wxyz_xyz_scale.shape == (TOY.frames, 8)
+    back = functools.partial(clips.trace_back, config=config)
+    _, slopes = jax.eval_shape(back, views, noise, made, given)
+    for slope, value in zip(*map(jax.tree.leaves, (slopes, (views, noise))), strict=True):
+        assert slope.shape == value.shape
 
 
 def test_teaching_a_network(standard_promotion, a_smooth_error, tmp_path):

@@ -70,6 +70,7 @@ def test_loss_matches_the_original():
     np.testing.assert_allclose(parts, [expected["conf_regr"], expected["conf_match"]], rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_every_gradient_has_the_originals_norm_and_projection():
     """``probe_dot`` is the inner product with a tensor drawn from the parameter's name.
 

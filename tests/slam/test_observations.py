@@ -83,6 +83,7 @@ def test_nothing_is_seen_twice_without_matches():
         assert seen.shape == (0, 3) and seen.dtype == np.int32
 
 
+@pytest.mark.slow
 def test_pixels_of_a_point_show_one_place_of_the_room():
     result = rim.result()
     T_WC = Sim3(jnp.asarray(result.keyframes.T_WC.wxyz_xyz_scale)[:, None])

@@ -63,6 +63,7 @@ def test_the_same_place_is_found_wherever_the_world_is(T_moved):
     assert found[steps >= 2].max() < THRESHOLD
 
 
+@pytest.mark.slow
 def test_another_place_of_the_same_shape_is_not_found():
     assert scores(views(AGAIN, 100, T_moved=OTHER_WORLD), views(AROUND)).max() < THRESHOLD
 

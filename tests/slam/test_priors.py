@@ -106,6 +106,7 @@ def test_without_noise_it_is_the_geometry():
     np.testing.assert_allclose(view_2.points, X_2 @ T_12[:3, :3].T + T_12[:3, 3], atol=3e-6)
 
 
+@pytest.mark.slow
 def test_white_noise_has_the_size_that_the_confidence_tells():
     depth = 0.01
     one = frame(0, np.eye(4), slanted())

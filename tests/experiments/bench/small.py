@@ -26,6 +26,7 @@ def stage_result(ours: float = 2.0, error: float = 0.0) -> StageResult:
             Peer("k-d tree, points", lambda: None, same_method=False),
             Peer("brute force, desc.", agreement=Agreement("wrong", 0.75, 0.5), same_method=False),
         ),
+        about={"iterations": 10},
         gate_ceiling=True,
     )  # fmt: skip
     taken = {OURS: samples(ours, ours, ours), "k-d tree, points": samples(1234.5, 1e3, 54321.0)}
@@ -41,7 +42,7 @@ def results(ours: float = 2.0, error: float = 0.0) -> Results:
     }
     stages["verify"] = {**stages["encode"], "median_s": float("nan")}
     system = SystemTimes(
-        on="small 256x192", latency=samples(6.0, 7.0, 30.0), frames=5,
+        on="small 256x192", frames_per_second=69.8, latency=samples(6.0, 7.0, 30.0), frames=5,
         compiled_frames=1, first_pass_s=20.0, tracked=5, keyframes=2, stages=stages,
     )  # fmt: skip
     return Results(quick_plan(), MACHINE, CEILINGS, [stage_result(ours, error)], system, True)

@@ -59,6 +59,7 @@ def test_cpp_computes_the_same():
     assert [ratio.name for ratio in result.ratios] == [f"match 64x48: ours / {cpp.NAME}"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_peer_says_so(monkeypatch):
     cpp.library.cache_clear()
     monkeypatch.setattr(cpp.shutil, "which", lambda name: None)

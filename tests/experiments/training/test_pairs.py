@@ -88,6 +88,7 @@ def test_points_are_those_of_the_ray_caster_in_view_1s_camera(drawn):
         assert pair.valid_1.all() and pair.valid_2.all()
 
 
+@pytest.mark.slow
 def test_relative_pose_is_rigid_and_that_of_the_cameras(drawn):
     for scene, pair in each(drawn):
         T_1, T_2 = scene.T_WC.astype(np.float64)

@@ -94,6 +94,7 @@ def test_as_the_definition(kind, packed, block):
     np.testing.assert_array_equal(found.hessian, np.swapaxes(found.hessian, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_noise_batches_and_what_is_no_number(kind):
     """Noise that is traced; two sets of poses; a valid match of a point that is not finite."""
