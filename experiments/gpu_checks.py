@@ -110,6 +110,8 @@ class GpuChecks:
             if self._file(part).exists():
                 failed |= not json.loads(self._file(part).read_text()).get("holds", True)
         print(table(self.out))
+        if not self.toy:
+            print(goals(self.out))
         return 1 if failed else LEFT_OVER if left_over else 0
 
     def _file(self, part: str) -> pathlib.Path:
@@ -152,6 +154,7 @@ class GpuChecks:
         figures = {"device": jax.devices()[0].device_kind, **_PARTS[part](self)}
         figures["seconds"] = round(time.monotonic() - began, 1)
         self.write(part, figures)
+        self._file(f"{part}.partial").unlink(missing_ok=True)
         return 0
 
     def write(self, part: str, figures: dict[str, Any]) -> None:
@@ -178,7 +181,7 @@ class GpuChecks:
     def plan(self, *only: str) -> Plan:
         """A benchmark of some stages."""
         if self.toy:
-            return quick_plan(only)
+            return dataclasses.replace(quick_plan(only), peers=False)
         return Plan(
             network="vit_large",
             sizes=(self.size,),
@@ -337,17 +340,29 @@ _PARTS: dict[str, Callable[[GpuChecks], dict[str, Any]]] = {
 
 
 def table(out: pathlib.Path) -> str:
-    """All that has been measured, in a column, and the goals."""
-    lines, measured = [], {}
+    """All that has been measured, in a column."""
+    lines = []
+    for part, (name, figures) in _written(out).items():
+        lines.append(f"{part}:" if name == part else f"{part}, as far as it came:")
+        lines += [f"  {name}: {value}" for name, value in _flat(figures)]
+    return "\n".join(lines)
+
+
+def goals(out: pathlib.Path) -> str:
+    """Which of the goals were met, a line each."""
+    verdicts = gpu_goals.verdicts({part: figures for part, (_, figures) in _written(out).items()})
+    return "\n".join(["goals:", *(f"  {line}" for line in verdicts)])
+
+
+def _written(out: pathlib.Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By part, the name of what it has written last, and the figures."""
+    found = {}
     for part in PARTS:
-        for name in (part, f"{part}.partial"):
+        for name in (f"{part}.partial", part):
             path = out / f"{name}.json"
             if path.exists():
-                measured[part] = json.loads(path.read_text())
-                lines.append(f"{part}:" if name == part else f"{part}, as far as it came:")
-                lines += [f"  {name}: {value}" for name, value in _flat(measured[part])]
-                break
-    return "\n".join([*lines, "goals:", *(f"  {line}" for line in gpu_goals.verdicts(measured))])
+                found[part] = name, json.loads(path.read_text())
+    return found
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
