@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ops.edge_system import pack_valid
 from ops.sim3 import Sim3
