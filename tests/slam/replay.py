@@ -99,9 +99,9 @@ class ReplayPrior(Record):
 def refine_in_half_precision(
     descriptors_1: Float[Array, "h w d"],
     descriptors_2: Float[Array, "h w d"],
-    index: Int[Array, "hw"],
+    index: Int[Array, " hw"],
     config: MatchConfig,
-) -> Int[Array, "hw"]:
+) -> Int[Array, " hw"]:
     """``ops.refine_matches`` as in the original: every product and sum is rounded to float16."""
 
     def half(x):
