@@ -80,7 +80,6 @@ def figures(results: Figures) -> Figures:
             "median_ms": ours["median_ms"],
             "quartiles_ms": ours["quartiles_ms"],
             "share_of_ceiling": ours["share_of_ceiling"],
-            **{peer["name"]: peer["median_ms"] for peer in stage["peers"] if "median_ms" in peer},
             **stage["about"],
         }
     system = results["system"]
