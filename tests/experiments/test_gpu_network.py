@@ -1,6 +1,7 @@
 """The measurement of the network, with a card that is made up: nothing of cuDNN's runs."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,17 @@ def drawn(config, *, rngs, **dtypes):
     return build(config, lambda name: rng.normal(0, 0.1, specs[name].shape), **dtypes)
 
 
+FUSED = 1.5
+
+
 def traced_only(function, *arguments, **options):
     """Ones, in the shapes of what a function would return, and times that nobody took.
 
-    With fused attention half the time, and 1.5 in place of 1.
+    With fused attention half the time, and ``FUSED`` in place of 1.
     """
     shapes = jax.eval_shape(function, *arguments)
     fused = bool(mast3r_jax.attention.CUDNN_WON)
-    value, ms = (1.5, 0.5) if fused else (1.0, 1.0)
+    value, ms = (FUSED, 0.5) if fused else (1.0, 1.0)
     return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes), {"median_ms": ms}
 
 
@@ -61,14 +65,17 @@ def config():
     return dataclasses.replace(tiny_network().config, dec_depth=4, dec_heads=3)
 
 
-def test_both_attentions_are_measured_on_a_card(a_card, traced, config):
+@pytest.mark.parametrize(("value", "holds"), [(1.01, True), (1.5, False)])
+def test_both_attentions_are_measured_on_a_card(a_card, traced, config, monkeypatch, value, holds):
+    monkeypatch.setattr(sys.modules[__name__], "FUSED", value)
     written = []
     figures = network(SIZE, config, lambda figures: written.append(set(figures)))
     assert [len(names) for names in written] == [3, 4, 5]
     assert traced == ["cudnn"] * 3  # the encoder's, a decoder's own, and across decoders
     assert set(figures) == {"size", "bfloat16", "cudnn", "heads", "float32", "holds"}
-    assert figures["cudnn"]["tokens_differ"] == figures["cudnn"]["descriptors_differ"] == 0.5
-    assert figures["holds"] is False and figures["cudnn"]["entry"] == 'CUDNN_WON: "a card"'
+    for name in ("tokens_differ", "descriptors_differ"):  # bfloat16 has 8 bits
+        assert figures["cudnn"][name] == pytest.approx(value - 1, abs=0.004)
+    assert figures["holds"] is holds and figures["cudnn"]["entry"] == 'CUDNN_WON: "a card"'
     times = [figures["cudnn"]["decode"], *figures["heads"].values(), figures["float32"]["encode"]]
     assert len(times) == 4 and all(time["median_ms"] > 0 for time in times)
 
